@@ -1,0 +1,250 @@
+# plua: library, Lua module, program. SPDX-License-Identifier: MIT
+# What must hold: all output lies below build/; a variant (sanitizer, small, other compiler) has a
+# tree of its own, so that variants never mix; a changed flag rebuilds what it touches.
+
+CC       ?= gcc
+CFLAGS   ?= -O2 -g
+LDFLAGS  ?=
+WERROR   ?= -Werror# empty: warnings do not stop the build
+SAN      ?=#          address (with undefined), thread, undefined
+SMALL    ?=#          1: tiny limits, so that specs meet every edge
+FAIL     ?=#          1: failpoints, read from PLUA_FAIL
+LUA_PC   ?= lua5.4#   the pkg-config name of the Lua to build with
+LUA_DIR  ?=#          or: a prefix (include, lib) or a source tree (src) of Lua 5.4
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+SPEC     ?= $(sort $(wildcard spec/*_spec.lua))# which specs `make test` runs
+SPEC_TIME ?= $(if $(SAN),900,300)# seconds that one spec file may take
+FUZZ_TIME ?= 60#      seconds for each fuzz target
+# B=build/mine on the command line gives a build tree of one's own.
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+VERSION := $(shell sed -n 's/^.define PLUA_VERSION "\(.*\)"/\1/p' core/plua.h)
+SOMAJOR := $(firstword $(subst ., ,$(VERSION)))
+LUA_V   := 5.4
+LUA     ?= $(or $(wildcard $(LUA_DIR:%=%/bin/lua) $(LUA_DIR:%=%/src/lua)),lua5.4)
+
+none    :=
+clang   := $(findstring clang,$(notdir $(firstword $(CC))))
+variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(if $(LUA_DIR),lua))
+B       := build$(if $(variant),/$(subst $(none) $(none),-,$(variant)))
+
+SRC     := $(filter-out core/main.c,$(wildcard core/*.c))
+OBJ     := $(SRC:core/%.c=$(B)/core/%.o)
+LUA_SRC := $(sort $(wildcard lua/plua/*.lua))
+MAN     := $(wildcard core/plua.1)
+KIT     := $(patsubst spec/kit/%.c,$(B)/kit/%.so,$(wildcard spec/kit/*.c))
+HOST    := $(patsubst spec/host/%.c,$(B)/host/%,$(wildcard spec/host/*.c))
+FORMATTED := $(wildcard core/*.[ch] spec/*/*.[ch])
+FUZZ    := $(patsubst spec/fuzz/%.c,build/fuzz/%,$(wildcard spec/fuzz/*.c))
+SO      := libplua.so.$(VERSION)
+
+# A line for each thing made; V=1 shows the command.
+made     = $(if $(V),,@echo '  $@' &&)
+# Lua is asked for when a command needs it, not before: `make run` may have to install it first.
+pc       = $(shell pkg-config $(1) $(LUA_PC) 2>/dev/null)
+pc_lib   = $(patsubst -l%,%,$(filter -l%,$(call pc,--libs)))
+archive  = $(findstring /,$(shell $(CC) -print-file-name=lib$(1).a))
+lua_cflags = $(if $(LUA_DIR),-I$(LUA_DIR)/include -I$(LUA_DIR)/src,$(call pc,--cflags))
+# The program carries Lua in itself where an archive of it exists: calls cost less than through a
+# shared library.
+lua_libs = $(if $(LUA_DIR),-L$(LUA_DIR)/lib -L$(LUA_DIR)/src -llua,$(call pc,--libs-only-L) \
+           $(foreach l,$(pc_lib),$(if $(call archive,$l),-l:lib$l.a,-l$l))) -lm -ldl
+lua_shared = $(if $(LUA_DIR),,$(call pc,--libs))
+# Worked out once, at first use.
+LUA_CFLAGS = $(eval LUA_CFLAGS := $(lua_cflags))$(LUA_CFLAGS)
+LUA_LIBS   = $(eval LUA_LIBS := $(lua_libs))$(LUA_LIBS)
+LUA_SHARED = $(eval LUA_SHARED := $(lua_shared))$(LUA_SHARED)
+
+san_address   := -fsanitize=address,undefined
+san_thread    := -fsanitize=thread
+san_undefined := -fsanitize=undefined
+SANFLAGS := $(if $(SAN),$(or $(san_$(SAN)),$(error SAN=$(SAN): use address, thread or undefined)) \
+            -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+ifeq ($(clang)-$(SAN),clang-thread)
+$(error SAN=thread needs gcc: the runtime of clang cannot be loaded into a running lua5.4)
+endif
+ifneq ($(and $(clang),$(SAN)),)
+RUNTIME  = $(dir $(shell $(CC) -print-file-name=libclang_rt.asan-x86_64.so))
+SANLINK  = -shared-libsan -Wl,-rpath,$(RUNTIME)
+endif
+
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wswitch-enum -Wvla \
+            -Wpointer-arith $(WERROR)
+FORTIFY  := $(if $(SAN)$(filter -O0,$(CFLAGS)),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+HARDEN   := -fstack-protector-strong $(FORTIFY)
+DEFINES  := -D_GNU_SOURCE= $(if $(SMALL),-DPLUA_SMALL) $(if $(FAIL),-DPLUA_FAILPOINTS)
+# -iquote: core/sched.h must not stand before the system's <sched.h>.
+COMPILE   = $(CC) -std=c11 $(DEFINES) $(WARN) -fPIC -fno-plt -fvisibility=hidden $(HARDEN) \
+            $(CFLAGS) $(CPPFLAGS) $(SANFLAGS) $(LUA_CFLAGS) -iquote core
+LINK      = $(CC) $(CFLAGS) $(SANFLAGS) $(SANLINK) -Wl,-z,relro,-z,now $(LDFLAGS)
+# A module binds its own calls to itself, also where the program brings a second copy.
+MODULE    = $(LINK) -shared -Wl,-Bsymbolic
+
+# These goals install what they need before anything is looked up.
+needs := $(if $(filter run,$(MAKECMDGOALS)),run) $(if $(filter test,$(MAKECMDGOALS)),test) \
+         $(if $(filter lint,$(MAKECMDGOALS)),lint) $(if $(filter bench,$(MAKECMDGOALS)),run) \
+         $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz)
+ifneq ($(strip $(needs)),)
+ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
+$(shell CC='$(CC)' scripts/deps.sh $(needs) >&2)
+ifneq ($(.SHELLSTATUS),0)
+$(error what is named above is missing)
+endif
+endif
+endif
+
+.PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
+  bench doc format fuzz install uninstall clean help lengths kit
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(B)/plua $(B)/libplua.a $(B)/$(SO) $(B)/lua/plua/core.so  ## library, Lua module, program
+
+run: all  ## the main job: identifiers in the C headers of this machine
+	$(B)/plua scripts/identifiers.lua
+
+test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
+	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
+	  PLUA_MAKE="CC='$(CC)' LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
+	  MAKEFLAGS= scripts/test.sh $(SPEC)
+
+kit: $(KIT) $(HOST)  ## what the specs load and start
+
+lint: lint-lua lint-layers lint-sh lint-format lint-c lint-tidy  ## style, static checks, layers
+lint-lua:
+	luacheck -q lua scripts spec
+lint-layers:
+	$(LUA) scripts/layers.lua
+lint-sh:
+	shellcheck .ci/run $(wildcard scripts/*.sh)
+lint-format:
+	clang-format --dry-run -Werror $(FORMATTED)
+lint-c:
+	cppcheck -q --std=c11 --error-exitcode=1 --inline-suppr \
+	  --enable=warning,performance,portability -D_GNU_SOURCE \
+	  '-D_Noreturn=__attribute__((noreturn))' core
+lint-tidy:
+	@echo clang-tidy core/*.c
+	@printf '%s\0' $(wildcard core/*.c) | xargs -0 -n 1 -P "$$(nproc)" sh -c \
+	  'clang-tidy --quiet "$$0" -- -std=c11 -D_GNU_SOURCE -iquote core $(LUA_CFLAGS) 2>/dev/null'
+
+format:  ## lays the C files out as lint wants them
+	clang-format -i $(FORMATTED)
+
+bench: all  ## how fast; see scripts/bench.lua
+	$(B)/plua scripts/bench.lua
+
+doc: $(wildcard core/plua.h) $(LUA_SRC)  ## the reference, into build/doc
+	$(LUA) scripts/doc.lua build/doc $^
+
+lengths:  ## how long functions and files are
+	$(LUA) scripts/lengths.lua core/*.[ch] lua/plua/*.lua scripts/*.lua
+
+clean:  ## removes build/
+	rm -rf build
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## */  \1\t/p' Makefile | expand -t 14
+
+# ---- build -------------------------------------------------------------------------------------
+
+# Holds the command line; touched only when that has changed.
+$(B)/flags: FORCE
+	@mkdir -p $(@D)
+	@$(if $(LUA_DIR),,pkg-config --exists $(LUA_PC) || { \
+	  echo "plua: no Lua of the pkg-config name '$(LUA_PC)': run scripts/deps.sh build," \
+	  "or name a Lua 5.4 by LUA_PC= or LUA_DIR=" >&2; exit 1; })
+	@printf '%s\n' '$(COMPILE) $(LINK) $(LUA_LIBS)' | cmp -s - $@ || \
+	  printf '%s\n' '$(COMPILE) $(LINK) $(LUA_LIBS)' >$@
+FORCE:
+
+$(B)/core/%.o: core/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(COMPILE) -MMD -MP -c -o $@ $<
+
+$(B)/modules.c: scripts/embed.lua $(LUA_SRC) $(B)/modules.list
+	$(made) $(LUA) scripts/embed.lua $@ $(LUA_SRC)
+
+# The list of inputs is an input too: a file that is gone must vanish from the archive.
+$(B)/modules.list: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LUA_SRC)' | cmp -s - $@ || echo '$(LUA_SRC)' >$@
+$(B)/objects.list: FORCE
+	@mkdir -p $(@D)
+	@echo '$(OBJ)' | cmp -s - $@ || echo '$(OBJ)' >$@
+
+$(B)/core/modules.o: $(B)/modules.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(COMPILE) -c -o $@ $<
+
+$(B)/libplua.a: $(OBJ) $(B)/objects.list
+	@rm -f $@
+	$(made) $(AR) rcs $@ $(OBJ)
+
+$(B)/$(SO): $(OBJ) $(B)/objects.list
+	$(made) $(MODULE) -Wl,-soname,libplua.so.$(SOMAJOR) -o $@ $(OBJ) $(LUA_SHARED)
+	@ln -sf $(SO) $(B)/libplua.so.$(SOMAJOR)
+	@ln -sf libplua.so.$(SOMAJOR) $(B)/libplua.so
+
+# Lua's own functions stay undefined: the interpreter that loads the module has them.
+$(B)/lua/plua/core.so: $(OBJ) $(B)/objects.list
+	@mkdir -p $(@D)
+	$(made) $(MODULE) -o $@ $(OBJ)
+
+$(B)/plua: $(B)/core/main.o $(B)/core/modules.o $(B)/libplua.a
+	$(made) $(LINK) -Wl,-E -o $@ $^ $(LUA_LIBS)
+
+$(B)/kit/%.so: spec/kit/%.c $(B)/libplua.a $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(COMPILE) -MMD -MP -fvisibility=default -shared -Wl,-Bsymbolic $(SANLINK) -o $@ $< \
+	  $(B)/libplua.a -pthread
+
+$(B)/host/%: spec/host/%.c $(B)/libplua.a $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(COMPILE) -MMD -MP $(SANLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
+
+-include $(OBJ:.o=.d) $(B)/core/main.d $(KIT:.so=.d) $(HOST:=.d)
+
+# ---- fuzzing: the library itself is instrumented -----------------------------------------------
+
+fuzz: $(FUZZ)  ## each fuzz target for FUZZ_TIME seconds
+	@set -e; for f in $(notdir $(FUZZ)); do mkdir -p build/fuzz/$$f.corpus; \
+	  build/fuzz/$$f -max_total_time=$(FUZZ_TIME) -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/$$f. build/fuzz/$$f.corpus \
+	  $$(ls -d spec/fuzz/corpus 2>/dev/null); done
+
+build/fuzz/%: spec/fuzz/%.c $(SRC) $(wildcard core/*.h)
+	@mkdir -p $(@D)
+	clang -std=c11 $(DEFINES) -g -O1 -fsanitize=fuzzer,address,undefined \
+	  -fno-sanitize-recover=undefined $(LUA_CFLAGS) -iquote core -o $@ $< $(SRC) $(LUA_LIBS)
+
+# ---- install -----------------------------------------------------------------------------------
+
+root := $(DESTDIR)$(PREFIX)
+pc_text = prefix=$(PREFIX)\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: plua\n\
+Description: runs Lua functions over data in forked worker processes\nVersion: $(VERSION)\n\
+$(if $(LUA_DIR),,Requires.private: $(LUA_PC)\n)Libs: -L$${libdir} -lplua\n\
+Cflags: -I$${includedir}\n
+
+install: all  ## into DESTDIR/PREFIX
+	install -d $(root)/bin $(root)/include $(root)/lib/pkgconfig $(root)/lib/lua/$(LUA_V)/plua \
+	  $(root)/share/lua/$(LUA_V)/plua $(root)/share/man/man1
+	install -m 755 $(B)/plua $(root)/bin/
+	install -m 644 core/plua.h $(root)/include/
+	install -m 644 $(B)/libplua.a $(root)/lib/
+	install -m 755 $(B)/$(SO) $(root)/lib/
+	ln -sf $(SO) $(root)/lib/libplua.so.$(SOMAJOR)
+	ln -sf libplua.so.$(SOMAJOR) $(root)/lib/libplua.so
+	printf '$(pc_text)' >$(root)/lib/pkgconfig/plua.pc
+	install -m 755 $(B)/lua/plua/core.so $(root)/lib/lua/$(LUA_V)/plua/
+	$(if $(LUA_SRC),install -m 644 $(LUA_SRC) $(root)/share/lua/$(LUA_V)/plua/)
+	$(if $(MAN),install -m 644 $(MAN) $(root)/share/man/man1/)
+
+uninstall:  ## removes what install wrote
+	rm -f $(root)/bin/plua $(root)/include/plua.h $(root)/lib/libplua.a $(root)/lib/libplua.so \
+	  $(root)/lib/libplua.so.$(SOMAJOR) $(root)/lib/$(SO) $(root)/lib/pkgconfig/plua.pc \
+	  $(root)/share/man/man1/plua.1
+	rm -rf $(root)/lib/lua/$(LUA_V)/plua $(root)/share/lua/$(LUA_V)/plua

@@ -1,0 +1,50 @@
+-- Writes the Lua modules named on the command line as a C table, for the program to carry.
+-- Knows file names and C strings, not what the modules do. SPDX-License-Identifier: MIT
+
+--- "lua/plua/map.lua" -> "plua.map"; a package's init.lua stands for the package.
+local function module_name(path)
+  local name <const> = path:gsub("^lua/", ""):gsub("%.lua$", ""):gsub("/", ".")
+  return (name:gsub("%.init$", ""))
+end
+
+-- One C string a line: readable, and no compiler meets a line of a megabyte. Escapes are octal, of
+-- three digits always, so that none swallows what follows it.
+local function c_string(text)
+  local lines = {}
+  for line in text:gmatch("[^\n]*\n?") do
+    lines[#lines + 1] = line:gsub('[^%w !#$%%&\'()*+,%-./:;<=>@%[%]^_`{|}~]', function(c)
+      return ("\\%03o"):format(c:byte())
+    end)
+  end
+  return '"' .. table.concat(lines, '"\n    "') .. '"'
+end
+
+local function read(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return assert(file:read("a"))
+end
+
+local function main(target, ...)
+  local out = {
+    "/* Made by scripts/embed.lua. */\n#include <stddef.h>\n",
+    "struct plua_module { const char *name; const char *source; size_t len; };\n",
+    "extern const struct plua_module plua_modules[];\n",
+  }
+  local rows = {}
+  for i, path in ipairs { ... } do
+    local text <const> = read(path)
+    out[#out + 1] = ("static const char source_%d[] =\n    %s;\n"):format(i, c_string(text))
+    rows[#rows + 1] = ('  {"%s", source_%d, sizeof source_%d - 1},\n')
+      :format(module_name(path), i, i)
+  end
+  out[#out + 1] = "const struct plua_module plua_modules[] = {\n" .. table.concat(rows) ..
+    "  {NULL, NULL, 0},\n};\n"
+  local file <close> = assert(io.open(target, "wb"))
+  assert(file:write(table.concat(out, "\n")))
+end
+
+if not arg[1] then
+  io.stderr:write("usage: embed.lua TARGET.c lua/plua/*.lua\n")
+  os.exit(2)
+end
+main(table.unpack(arg))
