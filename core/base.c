@@ -1,0 +1,79 @@
+/* base.c: clock, EINTR-proof I/O, error texts, growing arrays.
+   Knows the operating system. Does not know pools, rings or Lua. SPDX-License-Identifier: MIT */
+#include "base.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+void impossible(const char *file, int line, const char *what) {
+  fprintf(stderr, "plua: %s:%d: impossible: %s\n", file, line, what);
+  abort();
+}
+
+int64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int write_all(int fd, const void *bytes, size_t len) {
+  const char *p = bytes;
+  while (len) {
+    ssize_t n = write(fd, p, len);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return -errno;
+    p += n;
+    len -= (size_t)n;
+  }
+  return 0;
+}
+
+ssize_t read_all(int fd, void *bytes, size_t len) {
+  size_t got = 0;
+  while (got < len) {
+    ssize_t n = read(fd, (char *)bytes + got, len - got);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return -errno;
+    if (n == 0) break;
+    got += (size_t)n;
+  }
+  return (ssize_t)got;
+}
+
+int fd_above_stdio(int fd) {
+  if (fd < 0 || fd > 2) return fd;
+  int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  int err = copy < 0 ? -errno : copy;
+  close(fd);
+  return err;
+}
+
+int grow(void **array, size_t *cap, size_t need, size_t element) {
+  if (need <= *cap) return 0;
+  size_t want = *cap ? *cap : 16;
+  while (want < need) {
+    if (want > SIZE_MAX / 2 / element) return -ENOMEM;
+    want *= 2;
+  }
+  void *p = realloc(*array, want * element);
+  if (!p) return -ENOMEM;
+  *array = p;
+  *cap = want;
+  return 0;
+}
+
+const char *plua_strerror(int code) {
+  switch (code) {
+#define X(name, number, text) \
+  case number:                \
+    return text;
+    PLUA_ERRORS(X)
+#undef X
+  }
+  /* strerrordesc_np is static text, safe in any thread; unlike strerror it never allocates. */
+  const char *text = code < 0 && code > -4000 ? strerrordesc_np(-code) : NULL;
+  return text ? text : "unknown error";
+}

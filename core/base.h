@@ -1,0 +1,42 @@
+/* base.h: what every room may use: the clock, I/O that outlives signals, error texts, limits.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_BASE_H
+#define PLUA_BASE_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "plua.h"
+
+/* Limits. A test build (make test SMALL=1) shrinks them so that every edge is met. */
+#ifdef PLUA_SMALL
+enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
+#else
+enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
+#endif
+enum { WORKERS_MAX = 65000, BATCH_MAX = 65535 };
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* A state that the code proves impossible: says where and aborts, in release builds too. */
+_Noreturn void impossible(const char *file, int line, const char *what);
+#define IMPOSSIBLE(what) impossible(__FILE__, __LINE__, what)
+
+/* Monotonic time in nanoseconds. Stands still while the machine sleeps. */
+int64_t now_ns(void);
+
+/* Whole reads and writes: EINTR and short counts are gone on with. 0 or a negated errno;
+   read_all answers the bytes read, fewer than len only at the end of the file. */
+int write_all(int fd, const void *bytes, size_t len);
+ssize_t read_all(int fd, void *bytes, size_t len);
+
+/* A copy of 'fd' that is at least 3, close-on-exec, 'fd' closed; so that a host that runs with
+   closed standard streams never finds ours in their place. Negative passes; else fd or -errno. */
+int fd_above_stdio(int fd);
+
+/* Room for at least 'need' elements in a growing array. 0 or -ENOMEM, the array then as it was. */
+int grow(void **array, size_t *cap, size_t need, size_t element);
+
+#endif

@@ -1,0 +1,194 @@
+/* board.c: posting, taking, claiming and taking back, by compare-and-swap on shared words.
+   Invariant: a slot goes READY -> TAKEN (by one worker) or READY -> FREE (by the owner), never both;
+   an item is claimed by the worker or taken back by the owner, never both. No lock exists: whatever
+   dies, the others go on. Positions in a lane never wrap; an entry whose slot shows another seq, or
+   is not ready, is stale and stays so, since no seq is used twice while anyone remembers it.
+   Knows shared memory. Does not know what a batch means, nor processes. SPDX-License-Identifier: MIT */
+#include "board.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base.h"
+
+static uint32_t queue_for(uint32_t slots) {
+  uint32_t q = 4;
+  while (q < 2 * slots) q *= 2;
+  return q;
+}
+
+size_t board_size(uint32_t slots) {
+  return sizeof(struct board) + sizeof(uint64_t) * LANES * queue_for(slots) +
+         sizeof(struct slot) * slots;
+}
+
+void board_make(struct board_view *v, void *memory, uint32_t slots) {
+  _Static_assert(sizeof(struct slot) == 64, "one slot, one cache line");
+  _Static_assert(sizeof(struct board) == 128, "the header keeps slots aligned");
+  v->board = memory;
+  v->slots = v->board->slots = slots;
+  v->queue = v->board->queue = queue_for(slots);
+  v->order[0] = (_Atomic uint64_t *)(v->board + 1);
+  v->order[1] = v->order[0] + v->queue;
+  v->slot = (struct slot *)(v->order[1] + v->queue);
+  atomic_store(&v->board->low, UINT64_MAX);
+}
+
+uint64_t slot_check(const struct slot *s, uint32_t seq) {
+  uint64_t h = seq;
+  const uint64_t part[] = {s->job,      s->first,    s->off,
+                           s->call_off, s->call_len, (uint64_t)s->n << 16 | s->attempt};
+  for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+    h = (h ^ part[i]) * UINT64_C(0x9E3779B97F4A7C15); /* 2^64 / golden ratio: Knuth's hash */
+    h ^= h >> 32;
+  }
+  return h;
+}
+
+bool board_room(struct board_view *v, unsigned lane) {
+  struct lane *l = &v->board->lane[lane];
+  if (atomic_load(&l->tail) - atomic_load(&l->front) < v->queue) return true;
+  board_advance(v);
+  return atomic_load(&l->tail) - atomic_load(&l->front) < v->queue;
+}
+
+void board_post(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane) {
+  struct lane *l = &v->board->lane[lane];
+  uint64_t tail = atomic_load_explicit(&l->tail, memory_order_relaxed);
+  struct slot *s = &v->slot[i];
+  s->check = slot_check(s, seq);
+  atomic_store_explicit(&s->state, slot_state(seq, 0, SLOT_READY), memory_order_release);
+  atomic_store_explicit(&v->order[lane][tail & (v->queue - 1)], (uint64_t)seq << 32 | i,
+                        memory_order_relaxed);
+  atomic_store_explicit(&l->tail, tail + 1, memory_order_release);
+}
+
+void board_wake(struct board_view *v, int n) {
+  atomic_fetch_add(&v->board->bell, 1);
+  if (atomic_load(&v->board->sleepers) == 0) return;
+  syscall(SYS_futex, &v->board->bell, FUTEX_WAKE, n, NULL, NULL, 0);
+}
+
+bool board_withdraw(struct board_view *v, uint32_t i, uint32_t seq) {
+  uint64_t ready = slot_state(seq, 0, SLOT_READY);
+  return atomic_compare_exchange_strong(&v->slot[i].state, &ready, slot_state(seq, 0, SLOT_FREE));
+}
+
+static bool entry_ready(const struct board_view *v, uint64_t entry, uint32_t *slot, uint32_t *seq) {
+  *slot = (uint32_t)entry;
+  *seq = (uint32_t)(entry >> 32);
+  return *slot < v->slots && atomic_load_explicit(&v->slot[*slot].state, memory_order_acquire) ==
+                                 slot_state(*seq, 0, SLOT_READY);
+}
+
+void board_advance(struct board_view *v) {
+  for (unsigned lane = 0; lane < LANES; lane++) {
+    struct lane *l = &v->board->lane[lane];
+    uint64_t tail = atomic_load_explicit(&l->tail, memory_order_relaxed);
+    uint64_t front = atomic_load_explicit(&l->front, memory_order_relaxed), was = front;
+    uint32_t slot, seq;
+    while (front < tail &&
+           !entry_ready(v, atomic_load(&v->order[lane][front & (v->queue - 1)]), &slot, &seq))
+      front++;
+    if (front != was) atomic_store_explicit(&l->front, front, memory_order_release);
+  }
+}
+
+/* Tells the owner that its stock runs low. */
+static void note_low(struct board_view *v, unsigned lane, uint64_t position) {
+  uint64_t low = atomic_load_explicit(&v->board->low, memory_order_relaxed);
+  if (lane != LANE_NORMAL || position < low) return;
+  if (atomic_compare_exchange_strong(&v->board->low, &low, UINT64_MAX)) v->ring = true;
+}
+
+static int lane_take(struct board_view *v, unsigned lane, uint64_t *from, uint32_t me,
+                     uint32_t *seq) {
+  struct lane *l = &v->board->lane[lane];
+  uint64_t tail = atomic_load_explicit(&l->tail, memory_order_acquire);
+  uint64_t front = atomic_load_explicit(&l->front, memory_order_relaxed);
+  if (*from < front) *from = front;
+  if (tail - *from > v->queue) *from = tail - v->queue; /* only on a scribbled board */
+  for (uint64_t p = *from; p < tail; p++) {
+    uint64_t entry = atomic_load_explicit(&v->order[lane][p & (v->queue - 1)], memory_order_relaxed);
+    uint32_t i;
+    bool ready = entry_ready(v, entry, &i, seq);
+    uint64_t state = slot_state(*seq, 0, SLOT_READY);
+    bool mine = ready && atomic_compare_exchange_strong(&v->slot[i].state, &state,
+                                                        slot_state(*seq, me, SLOT_TAKEN));
+    *from = p + 1;
+    if (!mine) continue;
+    note_low(v, lane, p);
+    return (int)i;
+  }
+  return -1;
+}
+
+int board_take(struct board_view *v, uint64_t from[LANES], uint32_t me, uint32_t *seq) {
+  for (unsigned lane = 0; lane < LANES; lane++) {
+    int i = lane_take(v, lane, &from[lane], me, seq);
+    if (i >= 0) return i;
+  }
+  return -1;
+}
+
+static void futex_sleep(_Atomic uint32_t *word, uint32_t seen, int timeout_ms) {
+  struct timespec t = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+  syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
+}
+
+void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms) {
+  atomic_fetch_add(&v->board->sleepers, 1);
+  if (atomic_load(&v->board->bell) == bell) futex_sleep(&v->board->bell, bell, timeout_ms);
+  atomic_fetch_sub(&v->board->sleepers, 1);
+}
+
+/* A hold lasts for microseconds, or until the owner kills this process. */
+static void hold_wait(void) {
+  struct timespec t = {0, 50000};
+  nanosleep(&t, NULL);
+}
+
+void word_begin(_Atomic uint64_t *word, uint32_t seq, unsigned n) {
+  uint64_t old = atomic_load(word);
+  do {
+    while (old == WORD_HOLD) {
+      hold_wait();
+      old = atomic_load(word);
+    }
+  } while (!atomic_compare_exchange_weak(word, &old, word_make(seq, 0, n)));
+}
+
+int word_claim(_Atomic uint64_t *word, uint64_t *mine) {
+  uint64_t w = *mine;
+  for (;;) {
+    while (w == WORD_HOLD) {
+      hold_wait();
+      w = atomic_load(word);
+    }
+    if (word_next(w) >= word_end(w)) {
+      /* Nobody but the owner changes it now, and only to hold; a barrier as a claim would be. */
+      atomic_thread_fence(memory_order_seq_cst);
+      w = atomic_load(word);
+      if (w == WORD_HOLD) continue;
+      *mine = w;
+      return -1;
+    }
+    if (atomic_compare_exchange_strong(word, &w, w + (1 << 16))) {
+      *mine = w + (1 << 16);
+      return (int)word_next(w);
+    }
+  }
+}
+
+int word_shrink(_Atomic uint64_t *word, uint32_t seq, unsigned keep, unsigned *end) {
+  uint64_t w = atomic_load(word);
+  for (;;) {
+    if (w == WORD_HOLD || word_seq(w) != seq) return -1;
+    unsigned next = word_next(w), m = keep > next ? keep : next;
+    *end = word_end(w);
+    if (m >= *end) return -1;
+    if (atomic_compare_exchange_strong(word, &w, word_make(seq, next, m))) return (int)m;
+  }
+}

@@ -1,0 +1,142 @@
+/* proc.c: one process: fork, pidfd, signal, reap; and what a forked child does first.
+   Invariant: only processes started here are waited for, each through its pidfd, so a host that
+   takes exit statuses, or ignores SIGCHLD, costs the status and nothing else.
+   Knows the operating system. Does not know pools or Lua. SPDX-License-Identifier: MIT */
+#include "proc.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <poll.h>
+#include <linux/sched.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base.h"
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+void proc_signals_read(struct proc_signals *s) {
+  s->handled = 0;
+  for (int n = 1; n < NSIG && n <= 64; n++) {
+    struct sigaction a;
+    if (sigaction(n, NULL, &a) == 0 && (a.sa_handler != SIG_DFL || (a.sa_flags & SA_SIGINFO)))
+      s->handled |= UINT64_C(1) << (n - 1);
+  }
+}
+
+/* /proc/self/task has a link for each thread besides . and .. */
+int proc_threads(void) {
+  struct stat st;
+  if (stat("/proc/self/task", &st) < 0 || st.st_nlink < 3) return 1;
+  return (int)st.st_nlink - 2;
+}
+
+static int pidfd_open_high(pid_t pid) {
+  int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+  return fd < 0 ? -errno : fd_above_stdio(fd);
+}
+
+int proc_adopt(struct proc *p, pid_t pid) {
+  int fd = pidfd_open_high(pid);
+  if (fd == -ESRCH || fd == -EINVAL) fd = -1; /* ended, and reaped by the host's SIGCHLD policy */
+  if (fd < -1) return fd;
+  *p = (struct proc){pid, fd};
+  return 0;
+}
+
+/* A child that cannot be watched is not kept: it is ours to wait for, so its pid is not reused. */
+static int discard(pid_t pid, int err) {
+  kill(pid, SIGKILL);
+  while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) continue;
+  return err;
+}
+
+int proc_fork(struct proc *p) {
+  pid_t pid = fork();
+  if (pid < 0) return -errno;
+  if (pid == 0) return 0;
+  int err = proc_adopt(p, pid);
+  return err < 0 ? discard(pid, err) : 1;
+}
+
+int proc_fork_sibling(_Atomic int32_t *pid) {
+  long r = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID | SIGCHLD, NULL, (int *)pid, NULL,
+                   NULL);
+  return r < 0 ? -errno : r > 0;
+}
+
+int proc_signal(const struct proc *p, int sig) {
+  if (p->fd < 0) return -ESRCH;
+  return syscall(SYS_pidfd_send_signal, p->fd, sig, NULL, 0) < 0 ? -errno : 0;
+}
+
+bool proc_ended(const struct proc *p) {
+  struct pollfd f = {p->fd, POLLIN, 0};
+  return p->fd < 0 || poll(&f, 1, 0) > 0;
+}
+
+void proc_reap(struct proc *p, int *sig, int *status) {
+  siginfo_t info = {0};
+  int r = -1;
+  *sig = 0;
+  *status = -1;
+  if (p->fd >= 0) {
+    do r = waitid((idtype_t)P_PIDFD, (id_t)p->fd, &info, WEXITED);
+    while (r < 0 && errno == EINTR);
+    close(p->fd);
+  }
+  if (r == 0 && info.si_code == CLD_EXITED) *status = info.si_status;
+  if (r == 0 && info.si_code != CLD_EXITED) {
+    *sig = info.si_status;
+    *status = 0;
+  }
+  *p = (struct proc){0, -1};
+}
+
+static void nothing(int sig) { (void)sig; }
+
+static void signals_reset(const struct proc_signals *s) {
+  struct sigaction a = {.sa_handler = SIG_DFL};
+  for (int n = 1; n <= 64; n++)
+    if (s->handled >> (n - 1) & 1) sigaction(n, &a, NULL);
+  a.sa_handler = nothing; /* not SIG_IGN: programs that an item starts would inherit that */
+  sigaction(SIGINT, &a, NULL);
+  sigemptyset(&a.sa_mask);
+  sigprocmask(SIG_SETMASK, &a.sa_mask, NULL);
+}
+
+void proc_child(pid_t parent, const struct proc_signals *s) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(0); /* it died before the line above */
+  signals_reset(s);
+  int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (null > 0) {
+    dup2(null, 0);
+    close(null);
+  }
+}
+
+/* Without close_range (Linux before 5.9): the descriptors that /proc lists. */
+static void close_listed(int keep) {
+  DIR *d = opendir("/proc/self/fd");
+  if (!d) return;
+  for (struct dirent *e; (e = readdir(d));) {
+    int fd = atoi(e->d_name);
+    if (fd > 2 && fd != keep && fd != dirfd(d)) close(fd);
+  }
+  closedir(d);
+}
+
+void proc_close_others(int keep) {
+  int err = 0;
+  if (keep > 3) err |= (int)syscall(SYS_close_range, 3u, (unsigned)keep - 1, 0u);
+  err |= (int)syscall(SYS_close_range, keep > 2 ? (unsigned)keep + 1 : 3u, ~0u, 0u);
+  if (err) close_listed(keep);
+}

@@ -1,0 +1,49 @@
+/* proc.h: start, watch, signal and reap one process, and the hygiene of a forked child.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_PROC_H
+#define PLUA_PROC_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct proc {
+  pid_t pid; /* 0: none */
+  int fd;    /* its pidfd; -1: none, then it is gone already */
+};
+
+/* What children must undo of the caller's signal set-up; taken once, before forking. */
+struct proc_signals {
+  uint64_t handled; /* bit n-1: signal n is not at its default */
+};
+
+void proc_signals_read(struct proc_signals *s);
+
+/* How many threads this process has. */
+int proc_threads(void);
+
+/* Forks. 1 in the caller, 0 in the child, or a negated errno. */
+int proc_fork(struct proc *p);
+/* In a process whose sibling is to be made: forks a child of this process's own parent. Its pid is
+   stored in *pid, shared memory, before it runs. 1, 0 in the new process, or a negated errno. */
+int proc_fork_sibling(_Atomic int32_t *pid);
+/* Opens the pidfd of a child that was started by proc_fork_sibling. 0 or a negated errno. */
+int proc_adopt(struct proc *p, pid_t pid);
+
+/* Sends a signal through the pidfd, so that a reused pid is never hit. 0 or a negated errno. */
+int proc_signal(const struct proc *p, int sig);
+/* Whether it has ended (it need not have been reaped). */
+bool proc_ended(const struct proc *p);
+/* Takes the exit status of an ended process and closes the pidfd. *sig is 0 after an exit;
+   *status is -1 when the host took the status away. */
+void proc_reap(struct proc *p, int *sig, int *status);
+
+/* Child: dies with its parent, default signals, empty mask, a SIGINT handler that does nothing,
+   /dev/null as stdin. Leaves by _exit when the parent is gone already. */
+void proc_child(pid_t parent, const struct proc_signals *s);
+/* Child: closes every descriptor above 2 but 'keep' (-1: none). */
+void proc_close_others(int keep);
+
+#endif

@@ -1,0 +1,125 @@
+/* ring.c: one-writer, one-reader ring of frames in shared memory.
+   Invariant: head <= tail <= head + size; only the writer moves tail, only the reader head. A frame
+   is 8 bytes of header and a body, aligned to 8, never wrapped: a rest too short is skipped.
+   The writer's one release-store of tail makes a frame visible, so that a writer killed at any
+   instruction leaves whole frames or none. The reader trusts nothing that it reads.
+   Knows bytes. Does not know Lua, tasks or processes. SPDX-License-Identifier: MIT */
+#include "ring.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base.h"
+
+/* A header is len:28 kind:4 in its first word, the tag in its second. */
+#define LEN_BITS 28
+#define LEN_MASK ((UINT32_C(1) << LEN_BITS) - 1)
+#define SKIP LEN_MASK /* no frame here: go on at the start of the ring */
+
+static uint64_t span(uint32_t len) { return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7); }
+
+static void header_write(unsigned char *p, uint32_t word, uint32_t tag) {
+  memcpy(p, &word, 4);
+  memcpy(p + 4, &tag, 4);
+}
+
+void ring_clear(struct ring_shared *s) {
+  atomic_store(&s->tail, 0);
+  atomic_store(&s->head, 0);
+  atomic_store(&s->mark, UINT64_MAX);
+  atomic_store(&s->waiting, 0);
+}
+
+void ring_attach(struct ring *r, struct ring_shared *shared, unsigned char *data, uint64_t size) {
+  *r = (struct ring){.shared = shared, .data = data, .size = size};
+  r->head = r->given = atomic_load(&shared->head);
+  r->tail = r->at = atomic_load(&shared->tail);
+}
+
+/* Tries with the head that the writer knows. */
+static unsigned char *reserve(struct ring *r, uint64_t need, size_t *room) {
+  uint64_t at = r->tail & (r->size - 1), free = r->size - (r->tail - r->head);
+  uint64_t rest = r->size - at; /* at least 8, both are multiples of 8 */
+  uint64_t whole = rest < free ? rest : free;
+  if (whole >= need) {
+    r->at = r->tail;
+    *room = whole - RING_HEAD;
+    return r->data + at + RING_HEAD;
+  }
+  if (free < rest || free - rest < need) return NULL;
+  header_write(r->data + at, SKIP, 0);
+  r->at = r->tail + rest;
+  *room = free - rest - RING_HEAD;
+  return r->data + RING_HEAD;
+}
+
+unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room) {
+  if (n > LEN_MASK - 1) return NULL;
+  uint64_t need = span((uint32_t)n);
+  unsigned char *p = reserve(r, need, room);
+  if (LIKELY(p != NULL)) return p;
+  uint64_t head = atomic_load_explicit(&r->shared->head, memory_order_acquire);
+  if (head == r->head) return NULL;
+  r->head = head;
+  return reserve(r, need, room);
+}
+
+void ring_publish(struct ring *r, unsigned kind, uint32_t tag, uint32_t len) {
+  header_write(r->data + (r->at & (r->size - 1)), len | (uint32_t)kind << LEN_BITS, tag);
+  r->tail = r->at + span(len);
+  atomic_store_explicit(&r->shared->tail, r->tail, memory_order_release);
+}
+
+void ring_wait_room(struct ring *r, int timeout_ms) {
+  uint32_t seen = atomic_load(&r->shared->room);
+  atomic_store(&r->shared->waiting, 1);
+  if (atomic_load(&r->shared->head) == r->head) {
+    struct timespec t = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+    syscall(SYS_futex, &r->shared->room, FUTEX_WAIT, seen, &t, NULL, 0);
+  }
+  atomic_store(&r->shared->waiting, 0);
+}
+
+int ring_peek(struct ring *r, struct ring_frame *f) {
+  for (;;) {
+    if (r->head == r->tail) {
+      r->tail = atomic_load_explicit(&r->shared->tail, memory_order_acquire);
+      if (r->head == r->tail) return 0;
+      if (r->tail - r->head > r->size || r->tail % 8) return PLUA_EPROTO;
+    }
+    uint64_t at = r->head & (r->size - 1), rest = r->size - at;
+    uint32_t word;
+    memcpy(&word, r->data + at, 4);
+    memcpy(&f->tag, r->data + at + 4, 4);
+    if ((word & LEN_MASK) == SKIP) {
+      if (rest > r->tail - r->head) return PLUA_EPROTO;
+      r->head += rest;
+      continue;
+    }
+    f->len = word & LEN_MASK;
+    f->kind = word >> LEN_BITS;
+    f->body = r->data + at + RING_HEAD;
+    uint64_t n = span(f->len);
+    return n > rest || n > r->tail - r->head ? PLUA_EPROTO : 1;
+  }
+}
+
+void ring_take(struct ring *r, const struct ring_frame *f) {
+  r->head += span(f->len);
+  if (r->head - r->given >= r->size / 8) ring_give(r);
+}
+
+/* The writer says 'waiting', then reads head; the reader writes head, then reads 'waiting': with a
+   full barrier between, at least one of them sees the other. */
+void ring_give(struct ring *r) {
+  if (r->given == r->head) return;
+  r->given = r->head;
+  atomic_store_explicit(&r->shared->head, r->head, memory_order_release);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (!atomic_load_explicit(&r->shared->waiting, memory_order_relaxed)) return;
+  atomic_fetch_add(&r->shared->room, 1);
+  syscall(SYS_futex, &r->shared->room, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}

@@ -1,0 +1,68 @@
+/* ring.h: frames through shared memory, one writer, one reader. SPDX-License-Identifier: MIT */
+#ifndef PLUA_RING_H
+#define PLUA_RING_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { RING_HEAD = 8, RING_KINDS = 16 };
+
+/* The shared half. Positions count bytes since the ring was made and never wrap. */
+struct ring_shared {
+  _Atomic uint64_t tail;    /* writer: all before it is whole */
+  char pad0[56];
+  _Atomic uint64_t head;    /* reader: all before it may be overwritten */
+  _Atomic uint32_t room;    /* reader: futex, changes when a waiting writer should look again */
+  char pad1[52];
+  _Atomic uint64_t mark;    /* reader: the tail at which it wants to be woken; UINT64_MAX: never */
+  _Atomic uint32_t waiting; /* writer: 1 while it waits for room */
+  char pad2[52];
+};
+
+/* One end, private to a process. */
+struct ring {
+  struct ring_shared *shared;
+  unsigned char *data;
+  uint64_t size;  /* a power of two, at least 64 */
+  uint64_t head;  /* reader: next frame; writer: the last head it saw */
+  uint64_t tail;  /* writer: where the next frame is published; reader: the last tail it saw */
+  uint64_t at;    /* writer: where the frame being written begins (tail, or past a skipped rest) */
+  uint64_t given; /* reader: the head that the writer knows */
+};
+
+struct ring_frame {
+  unsigned kind;           /* 0 .. RING_KINDS - 1, the writer's */
+  uint32_t tag;            /* the writer's */
+  uint32_t len;
+  const unsigned char *body; /* in the ring, valid until ring_take */
+};
+
+/* Makes the shared half empty. Neither end may be in use. */
+void ring_clear(struct ring_shared *shared);
+/* Begins at an end of a ring; 'data' holds 'size' bytes. */
+void ring_attach(struct ring *r, struct ring_shared *shared, unsigned char *data, uint64_t size);
+
+/* Writer: contiguous room for a body of at least n bytes, *room says how much there is; NULL when
+   there is none now, or never (n > ring_max). Writes nothing that the reader can see. */
+unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room);
+/* Writer: publishes the frame whose body was written where ring_reserve said, by one store. */
+void ring_publish(struct ring *r, unsigned kind, uint32_t tag, uint32_t len);
+/* Writer: sleeps until the reader gave room back or about 'timeout_ms' have passed. */
+void ring_wait_room(struct ring *r, int timeout_ms);
+/* Writer: whether the reader asked to be woken by now. */
+static inline bool ring_wanted(const struct ring *r) {
+  return atomic_load_explicit(&r->shared->mark, memory_order_relaxed) <= r->tail;
+}
+/* The largest body that always fits once the ring is empty. */
+static inline size_t ring_max(const struct ring *r) { return r->size / 2 - RING_HEAD; }
+
+/* Reader: 1 and the next frame, 0 when there is none, PLUA_EPROTO when the bytes make no sense. */
+int ring_peek(struct ring *r, struct ring_frame *f);
+/* Reader: done with that frame. Room is given back in large steps and when the ring runs empty. */
+void ring_take(struct ring *r, const struct ring_frame *f);
+/* Reader: gives back all room now and wakes a writer that waits for it. */
+void ring_give(struct ring *r);
+
+#endif
