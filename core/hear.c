@@ -1,0 +1,212 @@
+/* hear.c: what a team's workers say, as events: frames first, then deaths.
+   Invariant: what shared memory says is believed only where the private tables confirm it: a frame
+   counts if its worker has begun that slot and the slot was posted. A worker that breaks this is
+   killed and its frames from then on are ignored. A death is told once the kernel has confirmed it
+   and all whole frames have been told.
+   Knows rings, slots and words. Does not know jobs, retries or Lua. SPDX-License-Identifier: MIT */
+#include <fcntl.h>
+
+#include "local.h"
+
+static void give_back(struct local *l) {
+  struct peer *p = l->lent;
+  if (!p) return;
+  l->lent = NULL;
+  ring_take(&p->ring, &l->frame);
+  if (!l->lent_spill) return;
+  l->lent_spill = false;
+  atomic_fetch_add_explicit(&p->slice->spill_done, 1, memory_order_release);
+  ring_give(&p->ring);
+}
+
+static bool frame_begin(struct local *l, struct peer *p, uint32_t slot, struct link_event *e) {
+  if (slot >= l->team.view.slots) return false;
+  struct posted *o = &l->posted[slot];
+  unsigned w = (unsigned)(p - l->peer);
+  if (o->state != OUT_READY ||
+      atomic_load(&l->team.view.slot[slot].state) != slot_state(o->seq, w + 1, SLOT_TAKEN))
+    return false;
+  o->state = OUT_BEGUN;
+  e->slot = p->slot = (int)slot;
+  e->what = LINK_BEGIN;
+  return true;
+}
+
+/* A spilled body must lie in its worker's own area. */
+static bool frame_unspill(struct local *l, struct peer *p, struct link_event *e) {
+  struct frame_spill f;
+  if (e->len != sizeof f) return false;
+  memcpy(&f, e->data, sizeof f);
+  uint64_t low = team_spill(&l->team, (unsigned)(p - l->peer));
+  if (f.off < low || f.off - low > l->team.spill_len || f.len > l->team.spill_len - (f.off - low))
+    return false;
+  e->data = l->team.base + f.off;
+  e->len = f.len;
+  p->spilled = l->lent_spill = true;
+  return true;
+}
+
+static bool frame_tail(struct link_event *e, int *code) {
+  struct frame_tail t;
+  if (e->len < sizeof t) return false;
+  e->len -= sizeof t;
+  memcpy(&t, (const unsigned char *)e->data + e->len, sizeof t);
+  e->elapsed_ns = t.elapsed_ns;
+  *code = t.code;
+  return true;
+}
+
+static bool frame_end(const struct ring_frame *f, struct link_event *e) {
+  if (f->len != sizeof e->elapsed_ns) return false;
+  memcpy(&e->elapsed_ns, f->body, sizeof e->elapsed_ns);
+  e->n = f->tag;
+  e->what = LINK_END;
+  return true;
+}
+
+/* Makes an event of a frame. False: it is not one that this worker may send now. */
+static bool understand(struct local *l, struct peer *p, struct link_event *e) {
+  const struct ring_frame *f = &l->frame;
+  unsigned kind = f->kind & ~(unsigned)FRAME_SPILLED;
+  e->data = f->body;
+  e->len = f->len;
+  e->tag = f->tag;
+  if (f->kind != kind && !frame_unspill(l, p, e)) return false;
+  e->slot = p->slot;
+  switch ((enum frame)kind) {
+  case FRAME_VALUE: e->what = LINK_VALUE; return p->slot != NO_SLOT;
+  case FRAME_ERROR:
+    e->what = LINK_ERROR;
+    return p->slot != NO_SLOT && frame_tail(e, &e->failed) && e->failed > 0;
+  case FRAME_CODE:
+    e->what = LINK_CODE;
+    return p->slot != NO_SLOT && frame_tail(e, &e->code) && e->code < 0;
+  case FRAME_BEGIN: return frame_begin(l, p, f->tag, e);
+  case FRAME_END: return p->slot != NO_SLOT && frame_end(f, e);
+  case FRAME_UP: e->what = LINK_UP; return true;
+  case FRAME_BOOT: e->what = LINK_BOOT; return true;
+  case FRAME_LEFT: e->what = LINK_LEFT; return true;
+  case FRAME_SPILLED: break;
+  }
+  return false;
+}
+
+static int fault(struct local *l, struct peer *p, struct link_event *e) {
+  p->broken = true;
+  l->lent_spill = false;
+  local_kill_peer(p);
+  e->what = LINK_FAULT;
+  return 1;
+}
+
+/* The next frame of one worker as an event. */
+static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
+  if (p->broken) return 0;
+  int r = ring_peek(&p->ring, &l->frame);
+  if (r == 0) return 0;
+  e->worker = (int)(p - l->peer);
+  e->pid = p->pid;
+  if (r < 0) return fault(l, p, e);
+  l->lent_spill = false;
+  if (!understand(l, p, e)) return fault(l, p, e);
+  l->lent = p;
+  return 1;
+}
+
+/* ---- deaths -------------------------------------------------------------------------------- */
+
+/* A slot that is out but neither ready nor with a living worker came back: its worker died before
+   it had begun, or someone scribbled on it. */
+static bool orphan(struct local *l, unsigned i) {
+  struct posted *o = &l->posted[i];
+  if (o->state != OUT_READY) return false;
+  uint64_t s = atomic_load(&l->team.view.slot[i].state);
+  if (s == slot_state(o->seq, 0, SLOT_READY)) return false;
+  unsigned w = (unsigned)(s >> 8 & 0xffffff) - 1;
+  bool taken = s == slot_state(o->seq, w + 1, SLOT_TAKEN) && w < l->team.cap;
+  return !taken || l->peer[w].state == P_ENDED || l->peer[w].state == P_NONE;
+}
+
+static int tell_orphan(struct local *l, struct link_event *e) {
+  for (unsigned i = 0; i < l->team.view.slots; i++) {
+    if (!orphan(l, i)) continue;
+    l->posted[i].state = OUT_NONE;
+    e->what = LINK_BACK;
+    e->slot = (int)i;
+    return 1;
+  }
+  return 0;
+}
+
+static void forget_peer(struct local *l, struct peer *p) {
+  struct slice *s = p->slice;
+  if (atomic_load(&s->sleeping)) atomic_fetch_sub(&l->team.view.board->sleepers, 1);
+  if (p->spilled || p->signal)
+    fallocate(l->team.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+              (off_t)team_spill(&l->team, (unsigned)(p - l->peer)), (off_t)l->team.spill_len);
+  p->state = P_NONE;
+  for (unsigned i = 0; i < l->lives; i++)
+    if (&l->peer[l->live[i]] == p) {
+      l->live[i] = l->live[--l->lives];
+      break;
+    }
+  l->at = 0;
+}
+
+static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
+  if (tell_orphan(l, e)) return 1;
+  uint64_t word = atomic_load(&p->slice->word);
+  if (word == WORD_HOLD) word = p->word;
+  e->what = LINK_DEAD;
+  e->pid = p->pid;
+  e->worker = (int)(p - l->peer);
+  e->slot = p->slot;
+  e->next = p->slot != NO_SLOT && word_seq(word) == l->posted[p->slot].seq ? (int64_t)word_next(word) : -1;
+  e->signal = p->signal;
+  e->status = p->status;
+  e->code = p->broken ? PLUA_EPROTO : 0;
+  forget_peer(l, p);
+  return 1;
+}
+
+/* What one worker has to tell now. */
+static int tell_peer(struct local *l, struct peer *p, struct link_event *e) {
+  if (tell_frame(l, p, e)) return 1;
+  if (!p->broken) ring_give(&p->ring);
+  if (p->state == P_ENDED) return tell_death(l, p, e);
+  if (p->state != P_HELD || p->quiet) return 0;
+  p->quiet = true;
+  e->what = LINK_QUIET;
+  e->pid = p->pid;
+  e->worker = (int)(p - l->peer);
+  e->slot = p->slot;
+  return 1;
+}
+
+int hear_next(struct local *l, struct link_event *e) {
+  give_back(l);
+  e->slot = NO_SLOT;
+  e->len = 0;
+  e->elapsed_ns = -1;
+  e->signal = e->status = e->code = e->failed = 0;
+  if (UNLIKELY(++l->frames > FRAMES_PER_LOOK)) local_look(l, 0);
+  for (unsigned tried = 0; tried < l->lives; tried++) {
+    if (l->at >= l->lives) l->at = 0;
+    if (tell_peer(l, &l->peer[l->live[l->at]], e)) return 1;
+    l->at++;
+  }
+  return 0;
+}
+
+bool hear_ready(const struct local *l, enum link_wait how) {
+  for (unsigned i = 0; i < l->lives; i++) {
+    const struct peer *p = &l->peer[l->live[i]];
+    if (p->state == P_ENDED || (p->state == P_HELD && !p->quiet)) return true;
+    if (p->broken) continue;
+    uint64_t tail = atomic_load_explicit(&p->slice->ring.tail, memory_order_acquire);
+    if (tail == p->ring.head) continue;
+    bool rests = atomic_load(&p->slice->sleeping);
+    if (how == LINK_ANY || rests || tail - p->ring.head >= p->ring.size / 2) return true;
+  }
+  return false;
+}

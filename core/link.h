@@ -1,0 +1,96 @@
+/* link.h: what a backend does for a pool: start workers, post batches to them, bring back what
+   they say. The pool knows this page only, so that a second backend is one more file.
+   Slots are the pool's numbers for batches that are out; workers are numbers from 0.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_LINK_H
+#define PLUA_LINK_H
+
+#include "base.h"
+#include "plua.h"
+
+struct link;
+
+/* A batch: n items of a job from 'first' on. Payload places are offsets in the shared memory. */
+struct link_batch {
+  uint64_t job, first;
+  uint64_t off, call_off, call_len;
+  unsigned n, attempt;
+  int urgent; /* goes before what lies ready already */
+};
+
+/* What workers said or suffered, in an order that each worker's own frames keep. */
+enum link_what {
+  LINK_NOTHING,
+  LINK_UP,    /* worker has started and takes work */
+  LINK_BOOT,  /* worker cannot start: data */
+  LINK_BEGIN, /* worker has begun 'slot' */
+  LINK_VALUE, /* outcome of the batch that the worker is in: data */
+  LINK_ERROR, /* the same, an error: data, failed, elapsed_ns */
+  LINK_CODE,  /* the same, without bytes: code, elapsed_ns */
+  LINK_END,   /* the worker needed elapsed_ns for 'n' items of this batch */
+  LINK_LEFT,  /* 'leave' reported an error: data */
+  LINK_BACK,  /* the batch in 'slot' came back whole: nothing of it was begun */
+  LINK_QUIET, /* all that a held worker had published was told */
+  LINK_FAULT, /* worker broke the protocol; it is being killed */
+  LINK_DEAD   /* worker is gone: 'slot' is the batch it was last in (-1: none), 'next' how many of
+                 it were begun (-1: not known), signal, status */
+};
+
+struct link_event {
+  enum link_what what;
+  int worker;
+  pid_t pid;
+  int slot;
+  uint32_t tag; /* VALUE, ERROR, CODE: offset of the item in its batch */
+  int64_t next;
+  const void *data; /* borrowed until the next call of 'next' */
+  size_t len;
+  int failed, code, signal, status;
+  unsigned n;
+  int64_t elapsed_ns;
+};
+
+enum link_wait { LINK_ANY, LINK_BULK };
+
+struct link_ops {
+  /* -EAGAIN: not now. The slot is free. */
+  int (*post)(struct link *l, unsigned slot, const struct link_batch *b);
+  /* Wakes workers for what was posted since. */
+  void (*flush)(struct link *l);
+  /* Takes back all of a batch that was not begun, but at least 'keep' items stay: the number that
+     stay (0: the whole batch came back and its slot is free), or -1: nothing came back. */
+  int (*retract)(struct link *l, unsigned slot, unsigned keep);
+  /* Every outcome of the batch has come: its slot is free. */
+  void (*release)(struct link *l, unsigned slot);
+  /* Starts worker w. Does not return in the worker. 0 or a negative code. */
+  int (*start)(struct link *l, int w);
+  /* Asks worker w to leave when it is idle; w negative: all of them. */
+  void (*retire)(struct link *l, int w);
+  /* Stops worker w from claiming if it runs one of the items [low, high) of 'slot': which (then
+     LINK_QUIET or LINK_DEAD comes), or -1: it runs none of them. 'resume' undoes it. */
+  int (*hold)(struct link *l, int w, unsigned slot, unsigned low, unsigned high);
+  void (*resume)(struct link *l, int w);
+  void (*kill)(struct link *l, int w);
+  int (*next)(struct link *l, struct link_event *e);
+  /* 1: something came, 0: time ran out, -EINTR. 'low': ring when few batches are left to take. */
+  int (*wait)(struct link *l, int64_t timeout_ns, enum link_wait how, int low);
+  /* Like wait, but returns at once with the descriptor armed: 1 something is there, 0 armed. */
+  int (*arm)(struct link *l, int64_t timeout_ns);
+  int (*fd)(struct link *l);
+  /* Workers that sleep for want of work: a hint. */
+  unsigned (*idle)(struct link *l);
+  void (*close)(struct link *l);
+};
+
+struct link {
+  const struct link_ops *ops;
+  unsigned char *memory; /* payload area as the pool sees it: offset o is memory[o] */
+  uint64_t payload_off, payload_len;
+  int memory_fd;
+  unsigned cap; /* workers are numbered below this */
+};
+
+/* local.c: forked workers over shared memory. */
+int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks);
+
+#endif

@@ -1,0 +1,390 @@
+/* local.c: the owner's half of a backend of forked workers over shared memory.
+   Invariant: the private tables (local.h) say which batches are out, which workers live and what
+   each has begun; shared memory is a message to workers, never a memory of ours.
+   Knows the board and processes. Does not know jobs, retries or Lua.
+   SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "local.h"
+
+static struct local *self(struct link *l) { return (struct local *)l; }
+
+/* ---- posting and taking back --------------------------------------------------------------- */
+
+/* Numbers start again after 2^32 batches: then those that a living word still shows are passed
+   over, a range at a time, so that none comes twice while anyone remembers it. */
+static uint32_t next_seq(struct local *l) {
+  uint32_t seq = ++l->seq;
+  if (seq % (1 << 20) == 0 || seq == 1) {
+    for (unsigned i = 0; i < l->lives; i++) {
+      uint32_t shown = word_seq(atomic_load(&l->peer[l->live[i]].slice->word));
+      if (shown >> 20 == seq >> 20) {
+        l->seq = seq | ((1 << 20) - 1);
+        return next_seq(l);
+      }
+    }
+  }
+  if (seq == UINT32_MAX || seq == 0) return next_seq(l); /* HOLD, and none */
+  return seq;
+}
+
+static int local_post(struct link *link, unsigned i, const struct link_batch *b) {
+  struct local *l = self(link);
+  struct board_view *v = &l->team.view;
+  unsigned lane = b->urgent ? LANE_URGENT : LANE_NORMAL;
+  if (l->posted[i].state != OUT_NONE) IMPOSSIBLE("slot posted twice");
+  if (!board_room(v, lane)) return -EAGAIN;
+  struct slot *s = &v->slot[i];
+  s->job = b->job;
+  s->first = b->first;
+  s->off = b->off;
+  s->call_off = b->call_off;
+  s->call_len = b->call_len;
+  s->n = (uint16_t)b->n;
+  s->attempt = (uint16_t)(b->attempt < UINT16_MAX ? b->attempt : UINT16_MAX);
+  l->posted[i] = (struct posted){OUT_READY, next_seq(l), b->n};
+  board_post(v, i, l->posted[i].seq, lane);
+  l->fresh++;
+  return 0;
+}
+
+static void local_flush(struct link *link) {
+  struct local *l = self(link);
+  if (l->fresh) board_wake(&l->team.view, (int)l->fresh);
+  l->fresh = 0;
+}
+
+static int local_retract(struct link *link, unsigned i, unsigned keep) {
+  struct local *l = self(link);
+  struct posted *p = &l->posted[i];
+  struct board_view *v = &l->team.view;
+  if (p->state == OUT_NONE) return -1;
+  if (p->state == OUT_READY && board_withdraw(v, i, p->seq)) {
+    p->state = OUT_NONE;
+    return 0;
+  }
+  uint64_t state = atomic_load(&v->slot[i].state);
+  unsigned w = (unsigned)(state >> 8 & 0xffffff) - 1, end;
+  if (state != slot_state(p->seq, w + 1, SLOT_TAKEN) || w >= l->team.cap) return -1;
+  struct peer *peer = &l->peer[w];
+  if (peer->state != P_ALIVE || (p->state == OUT_BEGUN && peer->slot != (int)i)) return -1;
+  if (keep == 0) keep = 1; /* a batch that was taken stays one, if an empty one */
+  int m = word_shrink(&peer->slice->word, p->seq, keep, &end);
+  if (m < 0 || end != p->n) return -1;
+  p->n = (unsigned)m;
+  return m;
+}
+
+static void local_release(struct link *link, unsigned i) {
+  struct local *l = self(link);
+  if (l->posted[i].state == OUT_NONE) IMPOSSIBLE("slot released twice");
+  l->posted[i].state = OUT_NONE;
+}
+
+/* ---- processes ----------------------------------------------------------------------------- */
+
+static int watch(struct local *l, int fd, uint32_t what) {
+  struct epoll_event e = {.events = EPOLLIN, .data.u32 = what};
+  return epoll_ctl(l->team.epoll_fd, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
+}
+
+static void slice_make(struct local *l, unsigned w) {
+  struct peer *p = &l->peer[w];
+  struct slice *s = p->slice = team_slice(&l->team, w);
+  atomic_store(&s->word, 0);
+  atomic_store(&s->retire, 0);
+  atomic_store(&s->sleeping, 0);
+  atomic_store(&s->spill_done, 0);
+  ring_clear(&s->ring);
+  ring_attach(&p->ring, &s->ring, (unsigned char *)s + l->team.ring_off, l->team.ring_size);
+}
+
+static void spare_drop(struct local *l) {
+  int sig, status;
+  if (!l->spare.pid) return;
+  proc_signal(&l->spare, SIGKILL);
+  proc_reap(&l->spare, &sig, &status);
+}
+
+/* The first worker's start makes the spare too, so that it has seen the same state. */
+static int spare_make(struct local *l) {
+  int r = proc_fork(&l->spare);
+  if (r == 0) spare_serve(&l->team);
+  return r < 0 ? r : 0;
+}
+
+static int fork_from_spare(struct local *l, unsigned w, struct proc *out) {
+  pid_t pid = spare_fork(&l->team, &l->spare, w);
+  if (pid > 0) return proc_adopt(out, pid);
+  spare_drop(l);
+  return pid;
+}
+
+static int process_make(struct local *l, unsigned w, struct proc *out) {
+  if (l->spare.pid && fork_from_spare(l, w, out) == 0) return 0;
+  int r = proc_fork(out);
+  if (r == 0) serve(&l->team, w);
+  return r < 0 ? r : 0;
+}
+
+static int local_start(struct link *link, int number) {
+  struct local *l = self(link);
+  unsigned w = (unsigned)number;
+  if (number < 0 || w >= l->team.cap) return PLUA_EARG;
+  struct peer *p = &l->peer[w];
+  if (p->state != P_NONE) IMPOSSIBLE("worker started twice");
+  if (proc_threads() > 1) return PLUA_ETHREADS;
+  slice_make(l, w);
+  int err = 0;
+  if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) err = spare_make(l);
+  if (!err) err = process_make(l, w, &p->proc);
+  if (err) return err;
+  if (p->proc.fd >= 0) err = watch(l, p->proc.fd, w);
+  if (err) {
+    int sig, status;
+    proc_signal(&p->proc, SIGKILL);
+    proc_reap(&p->proc, &sig, &status);
+    return err;
+  }
+  p->state = p->proc.fd >= 0 ? P_ALIVE : P_ENDED;
+  p->pid = p->proc.pid;
+  p->slot = NO_SLOT;
+  p->broken = p->quiet = p->spilled = false;
+  p->signal = 0;
+  p->status = -1;
+  l->live[l->lives++] = (int)w;
+  return 0;
+}
+
+static void local_retire(struct link *link, int w) {
+  struct local *l = self(link);
+  if (w < 0)
+    atomic_store(&l->team.view.board->closed, 1);
+  else if (l->peer[w].state != P_NONE)
+    atomic_store(&l->peer[w].slice->retire, 1);
+  board_wake(&l->team.view, INT32_MAX);
+}
+
+static int local_hold(struct link *link, int w, unsigned slot, unsigned low, unsigned high) {
+  struct local *l = self(link);
+  struct peer *p = &l->peer[w];
+  if (p->state != P_ALIVE) return -1;
+  uint64_t word = atomic_load(&p->slice->word);
+  do {
+    if (word == WORD_HOLD || word_seq(word) != l->posted[slot].seq) return -1;
+    if (word_next(word) <= low || word_next(word) > high) return -1;
+  } while (!atomic_compare_exchange_weak(&p->slice->word, &word, WORD_HOLD));
+  p->word = word;
+  p->state = P_HELD;
+  p->quiet = false;
+  return (int)word_next(word) - 1;
+}
+
+static void local_resume(struct link *link, int w) {
+  struct peer *p = &self(link)->peer[w];
+  if (p->state != P_HELD) return;
+  atomic_store(&p->slice->word, p->word);
+  p->state = P_ALIVE;
+}
+
+void local_kill_peer(struct peer *p) {
+  if (p->state == P_ALIVE || p->state == P_HELD) proc_signal(&p->proc, SIGKILL);
+}
+
+static void local_kill(struct link *link, int w) { local_kill_peer(&self(link)->peer[w]); }
+
+/* ---- waiting ------------------------------------------------------------------------------- */
+
+/* Closing a pidfd is not enough: workers forked since hold copies, so epoll would go on telling. */
+static void mark_ended(struct local *l, uint32_t w) {
+  struct peer *p = &l->peer[w];
+  epoll_ctl(l->team.epoll_fd, EPOLL_CTL_DEL, p->proc.fd, NULL);
+  proc_reap(&p->proc, &p->signal, &p->status);
+  p->state = P_ENDED;
+}
+
+static int poll_set(struct local *l, struct epoll_event *e, int max, int64_t timeout_ns) {
+  struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+  int n = epoll_pwait2(l->team.epoll_fd, e, max, timeout_ns < 0 ? NULL : &t, NULL);
+  if (n >= 0 || errno != ENOSYS) return n;
+  int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000; /* Linux before 5.11 */
+  return epoll_wait(l->team.epoll_fd, e, max, ms > INT32_MAX ? INT32_MAX : (int)ms);
+}
+
+int local_look(struct local *l, int64_t timeout_ns) {
+  struct epoll_event e[64];
+  uint64_t count;
+  int n = poll_set(l, e, 64, timeout_ns), err = n < 0 ? -errno : n;
+  for (int i = 0; i < n; i++) {
+    if (e[i].data.u32 < l->team.cap)
+      mark_ended(l, e[i].data.u32);
+    else if (read(e[i].data.u32 == TIMER ? l->timer_fd : l->team.bell_fd, &count, 8) < 0)
+      continue; /* somebody else read it: a ring too many does no harm */
+  }
+  l->frames = 0;
+  return err;
+}
+
+/* The worker's side of this handshake is in serve.c: it publishes, claims (a full barrier), reads
+   its mark; here the mark is written, then a barrier, then the rings are read again. */
+static void arm(struct local *l, enum link_wait how, int low) {
+  struct board *b = l->team.view.board;
+  struct lane *lane = &b->lane[LANE_NORMAL];
+  uint64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
+  board_advance(&l->team.view);
+  uint64_t ready = tail - atomic_load_explicit(&lane->front, memory_order_relaxed);
+  atomic_store(&b->low, low > 0 && ready > (uint64_t)low ? tail - (uint64_t)low : UINT64_MAX);
+  for (unsigned i = 0; i < l->lives; i++) {
+    struct peer *p = &l->peer[l->live[i]];
+    uint64_t ahead = how == LINK_BULK ? p->ring.size / 2 : 1;
+    atomic_store_explicit(&p->slice->ring.mark, p->ring.head + ahead, memory_order_relaxed);
+  }
+  atomic_store(&b->asleep, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+}
+
+static void disarm(struct local *l) {
+  atomic_store(&l->team.view.board->asleep, 0);
+  for (unsigned i = 0; i < l->lives; i++)
+    atomic_store_explicit(&l->peer[l->live[i]].slice->ring.mark, UINT64_MAX, memory_order_relaxed);
+}
+
+/* A bell that was missed because somebody scribbled on the board costs a second, not the call. */
+static int64_t bounded(int64_t timeout_ns) {
+  return timeout_ns < 0 || timeout_ns > LOOK_NS ? LOOK_NS : timeout_ns;
+}
+
+static int local_wait(struct link *link, int64_t timeout_ns, enum link_wait how, int low) {
+  struct local *l = self(link);
+  if (hear_ready(l, how)) return 1;
+  arm(l, how, low);
+  int n = hear_ready(l, how) ? 1 : local_look(l, bounded(timeout_ns));
+  disarm(l);
+  if (n == 0) board_wake(&l->team.view, INT32_MAX);
+  return n > 0 ? 1 : n;
+}
+
+static int local_arm(struct link *link, int64_t timeout_ns) {
+  struct local *l = self(link);
+  arm(l, LINK_ANY, 0);
+  int n = hear_ready(l, LINK_ANY) ? 1 : local_look(l, 0);
+  if (n || l->timer_fd < 0) return n > 0 ? 1 : n;
+  timeout_ns = bounded(timeout_ns);
+  struct itimerspec t = {.it_value = {timeout_ns / 1000000000, timeout_ns % 1000000000}};
+  return timerfd_settime(l->timer_fd, 0, &t, NULL) < 0 ? -errno : 0;
+}
+
+static int local_fd(struct link *link) {
+  struct local *l = self(link);
+  if (l->timer_fd >= 0) return l->team.epoll_fd;
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+  fd = fd < 0 ? -errno : fd_above_stdio(fd);
+  if (fd < 0) return fd;
+  int err = watch(l, fd, TIMER);
+  if (err < 0) {
+    close(fd);
+    return err;
+  }
+  l->timer_fd = fd;
+  return l->team.epoll_fd;
+}
+
+static unsigned local_idle(struct link *link) {
+  struct local *l = self(link);
+  unsigned n = 0;
+  for (unsigned i = 0; i < l->lives; i++)
+    n += l->peer[l->live[i]].state == P_ALIVE && atomic_load(&l->peer[l->live[i]].slice->sleeping);
+  return n;
+}
+
+/* ---- opening and closing ------------------------------------------------------------------- */
+
+static int local_next(struct link *link, struct link_event *e) { return hear_next(self(link), e); }
+
+/* All are killed first and reaped after, so that closing takes as long as the slowest death. */
+static void local_close(struct link *link) {
+  struct local *l = self(link);
+  bool ours = l->team.owner == getpid();
+  for (unsigned i = 0; ours && i < l->lives; i++) local_kill(link, l->live[i]);
+  for (unsigned i = 0; i < l->lives; i++) {
+    struct peer *p = &l->peer[l->live[i]];
+    if (p->state == P_ENDED) continue;
+    if (ours)
+      proc_reap(&p->proc, &p->signal, &p->status);
+    else
+      close(p->proc.fd);
+  }
+  if (ours)
+    spare_drop(l);
+  else if (l->spare.pid)
+    close(l->spare.fd);
+  if (l->timer_fd >= 0) close(l->timer_fd);
+  team_close(&l->team);
+  free(l->peer);
+  free(l->live);
+  free(l->posted);
+  free(l);
+}
+
+static const struct link_ops ops = {
+    .post = local_post,
+    .flush = local_flush,
+    .retract = local_retract,
+    .release = local_release,
+    .start = local_start,
+    .retire = local_retire,
+    .hold = local_hold,
+    .resume = local_resume,
+    .kill = local_kill,
+    .next = local_next,
+    .wait = local_wait,
+    .arm = local_arm,
+    .fd = local_fd,
+    .idle = local_idle,
+    .close = local_close,
+};
+
+static size_t ring_size_for(const plua_options *o) {
+  size_t want = o->ring ? o->ring : RING_DEFAULT, size = 256;
+  while (size < want && size < ((size_t)1 << 26)) size *= 2;
+  /* Many workers share the caches: smaller rings for each. */
+  while (!o->ring && size > 16384 && size * (size_t)o->workers > ((size_t)1 << 26)) size /= 2;
+  return size;
+}
+
+int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks) {
+  struct local *l = calloc(1, sizeof *l);
+  if (!l) return -ENOMEM;
+  unsigned cap = o->workers < 128 ? 256 : 2 * (unsigned)o->workers;
+  int err = -ENOMEM;
+  l->link.ops = &ops;
+  l->timer_fd = -1;
+  l->team.owner = getpid();
+  l->team.tasks = *tasks;
+  l->team.flags = o->flags;
+  l->team.max_tasks = o->max_tasks;
+  proc_signals_read(&l->team.signals);
+  l->peer = calloc(cap, sizeof *l->peer);
+  l->live = calloc(cap, sizeof *l->live);
+  l->posted = calloc(o->slots, sizeof *l->posted);
+  if (!l->peer || !l->live || !l->posted) goto fail;
+  err = team_open(&l->team, o->slots, ring_size_for(o), cap);
+  if (err) goto fail;
+  l->link.memory = l->team.base;
+  l->link.payload_off = l->team.payload_off;
+  l->link.payload_len = l->team.payload_len;
+  l->link.memory_fd = l->team.memory_fd;
+  l->link.cap = cap;
+  *out = &l->link;
+  return 0;
+fail:
+  free(l->peer);
+  free(l->live);
+  free(l->posted);
+  free(l);
+  return err;
+}

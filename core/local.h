@@ -1,0 +1,67 @@
+/* local.h: the owner's private tables of a local team: local.c keeps them, hear.c reads the rings
+   into them. SPDX-License-Identifier: MIT */
+#ifndef PLUA_LOCAL_H
+#define PLUA_LOCAL_H
+
+#include "link.h"
+#include "team.h"
+
+enum { NO_SLOT = -1, TIMER = 1 << 24, FRAMES_PER_LOOK = 4096, LOOK_NS = 1000000000 };
+
+enum peer_state {
+  P_NONE,  /* no process */
+  P_ALIVE, /* forked; frames may come */
+  P_HELD,  /* its word says HOLD; frames still come */
+  P_ENDED  /* the kernel says it has ended; frames left in its ring are still told */
+};
+
+struct peer {
+  enum peer_state state;
+  bool broken;    /* frames are ignored */
+  bool quiet;     /* P_HELD: LINK_QUIET was told */
+  struct proc proc;
+  pid_t pid;      /* stays when proc has been reaped */
+  struct ring ring;
+  struct slice *slice;
+  int slot;       /* the batch that it began last; NO_SLOT: none */
+  uint64_t word;  /* P_HELD: what its word was */
+  int signal, status;
+  bool spilled;   /* its spill area was used */
+};
+
+enum posted_state { OUT_NONE, OUT_READY, OUT_BEGUN };
+
+struct posted {
+  enum posted_state state;
+  uint32_t seq;
+  unsigned n;
+};
+
+struct local {
+  struct link link; /* must be first */
+  struct team team;
+  struct peer *peer; /* cap of them */
+  int *live;         /* numbers of peers that are not P_NONE */
+  unsigned lives, at; /* 'at': the peer in live[] that is looked at */
+  struct posted *posted;
+  uint32_t seq;
+  unsigned fresh;    /* batches posted since the last flush */
+  struct proc spare;
+  int timer_fd;
+  struct peer *lent; /* whose frame the caller has borrowed */
+  struct ring_frame frame;
+  bool lent_spill;
+  unsigned frames;   /* told since descriptors were looked at */
+};
+
+/* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. */
+int hear_next(struct local *l, struct link_event *e);
+/* hear.c: whether hear_next has something; 'how' as in link_ops.wait. */
+bool hear_ready(const struct local *l, enum link_wait how);
+/* local.c: takes in what the descriptors say, waiting for at most timeout_ns (negative: no limit).
+   How many had something, or a negated errno. */
+int local_look(struct local *l, int64_t timeout_ns);
+/* local.c: sends SIGKILL to a worker of ours. */
+void local_kill_peer(struct peer *p);
+
+#endif

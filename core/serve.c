@@ -1,0 +1,326 @@
+/* serve.c: the worker's half of a team: take a batch, claim items, run them, publish replies.
+   Invariant: an item is claimed in the word before it runs, and its reply is published by one store
+   after it ran; so the owner knows of each item whether it was begun and whether it is done,
+   whatever instruction this process dies at. Nothing here outlives _exit.
+   Knows the board, its own slice and the task table. Does not know Lua or the pool.
+   SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio_ext.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "team.h"
+
+enum { LIVE_MAX = 64, ROOM_MIN = 64, CLOCK_EVERY = 16, IDLE_MS = 1000, WAIT_MS = 100 };
+#define SPILL_SOFT (UINT64_C(32) << 20) /* spilled bytes that may wait before we wait for the owner */
+
+/* Messages too large for the ring lie one behind the other in the spill area, which starts again
+   at 0 whenever the owner has released them all. */
+struct spill {
+  unsigned char *base;
+  size_t size, at, end;     /* message under way: [at, end) */
+  size_t touched;           /* memory exists below this */
+  uint32_t sent, done;      /* messages published, and released as last seen */
+};
+
+struct server {
+  plua_out out; /* must be first: 'more' casts back */
+  struct team *team;
+  struct slice *slice;
+  struct ring ring;
+  struct spill spill;
+  bool spilled;            /* the message under way lies in the spill area */
+  bool deaf;               /* the doorbell cannot be rung: leave after publishing */
+  unsigned me;
+  uint64_t from[LANES], mine;
+  uint64_t ran;
+  const volatile char *ours; /* 1; 0 in a process that an item forked */
+  plua_self self;
+};
+
+/* ---- the owner ----------------------------------------------------------------------------- */
+
+static void doorbell(struct server *s) {
+  if (!atomic_exchange(&s->team->view.board->asleep, 0)) return;
+  uint64_t one = 1;
+  ssize_t n;
+  do n = write(s->team->bell_fd, &one, sizeof one);
+  while (n < 0 && errno == EINTR);
+  if (n < 0 && errno != EAGAIN) s->deaf = true; /* our pidfd will ring */
+}
+
+static void wait_owner(struct server *s) {
+  doorbell(s);
+  ring_wait_room(&s->ring, WAIT_MS);
+  if (s->deaf) _exit(STATUS_BOARD);
+}
+
+/* ---- replies ------------------------------------------------------------------------------- */
+
+/* Makes sure that memory exists below 'end': a failure is an error here, not a SIGBUS later. */
+static int spill_touch(struct spill *p, size_t end) {
+  if (end <= p->touched) return 0;
+  size_t upto = (end + 0xffff) & ~(size_t)0xffff;
+  if (upto > p->size) upto = p->size;
+#ifdef MADV_POPULATE_WRITE
+  int r;
+  do r = madvise(p->base + p->touched, upto - p->touched, MADV_POPULATE_WRITE);
+  while (r < 0 && errno == EINTR);
+  if (r < 0 && errno != EINVAL) return -ENOMEM; /* EINVAL: Linux before 5.14, touched on use */
+#endif
+  p->touched = upto;
+  return 0;
+}
+
+/* Forgets released messages; large areas that are no longer needed are given back. */
+static void spill_tidy(struct server *s) {
+  struct spill *p = &s->spill;
+  p->done = atomic_load_explicit(&s->slice->spill_done, memory_order_acquire);
+  if (p->done != p->sent) return;
+  p->at = 0;
+  if (p->touched <= 2 * SPILL_SOFT) return;
+  madvise(p->base + SPILL_SOFT, p->touched - SPILL_SOFT, MADV_REMOVE);
+  p->touched = SPILL_SOFT;
+}
+
+static int spill_begin(struct server *s, size_t want) {
+  struct spill *p = &s->spill;
+  spill_tidy(s);
+  while (p->at && (p->at >= SPILL_SOFT || p->sent - p->done >= LIVE_MAX)) {
+    wait_owner(s);
+    spill_tidy(s);
+  }
+  if (want > p->size - p->at) return PLUA_ETOOBIG;
+  return spill_touch(p, p->at + want);
+}
+
+static int into_spill(struct server *s, size_t used, size_t want) {
+  struct spill *p = &s->spill;
+  int err = s->spilled ? 0 : spill_begin(s, want);
+  if (!err && want > p->size - p->at) err = PLUA_ETOOBIG;
+  size_t roomy = want + want / 2; /* growth without quadratic copying; touched lazily */
+  if (roomy > p->size - p->at) roomy = p->size - p->at;
+  if (!err) err = spill_touch(p, p->at + roomy);
+  if (err) return err;
+  if (!s->spilled) memcpy(p->base + p->at, s->out.begin, used);
+  s->spilled = true;
+  s->out.begin = p->base + p->at;
+  s->out.at = s->out.begin + used;
+  s->out.end = s->out.begin + roomy;
+  return 0;
+}
+
+static int more(plua_out *out, size_t need) {
+  struct server *s = (struct server *)out;
+  size_t used = (size_t)(out->at - out->begin), want = used + need, room;
+  if (want < used) return PLUA_ETOOBIG;
+  if (s->spilled || want > ring_max(&s->ring) / 2) return into_spill(s, used, want);
+  unsigned char *p;
+  while (!(p = ring_reserve(&s->ring, want, &room))) wait_owner(s);
+  memmove(p, out->begin, used);
+  *out = (plua_out){p, p + used, p + room, more};
+  return 0;
+}
+
+static void reply_begin(struct server *s) {
+  size_t room;
+  unsigned char *p;
+  while (UNLIKELY(!(p = ring_reserve(&s->ring, ROOM_MIN, &room)))) wait_owner(s);
+  s->spilled = false;
+  s->out.begin = s->out.at = p;
+  s->out.end = p + room;
+}
+
+static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
+  size_t len = (size_t)(s->out.at - s->out.begin);
+  if (LIKELY(!s->spilled)) {
+    ring_publish(&s->ring, kind, tag, (uint32_t)len);
+    return;
+  }
+  struct spill *p = &s->spill;
+  struct frame_spill f = {(uint64_t)(p->base - s->team->base) + p->at, len};
+  reply_begin(s);
+  memcpy(s->out.at, &f, sizeof f);
+  p->at += (len + 63) & ~(size_t)63;
+  p->sent++;
+  ring_publish(&s->ring, kind | FRAME_SPILLED, tag, sizeof f);
+}
+
+/* A frame of our own: fixed body of at most ROOM_MIN bytes. */
+static void say(struct server *s, enum frame kind, uint32_t tag, const void *body, size_t len) {
+  reply_begin(s);
+  if (len) memcpy(s->out.at, body, len);
+  s->out.at += len;
+  reply_publish(s, kind, tag);
+}
+
+static void say_tail(struct server *s, int code, int64_t elapsed, uint32_t k) {
+  struct frame_tail tail = {elapsed, code, 0};
+  if (code > 0 && plua_write(&s->out, &tail, sizeof tail) == 0) {
+    reply_publish(s, FRAME_ERROR, k);
+    return;
+  }
+  if (code > 0) tail.code = -ENOMEM;
+  say(s, FRAME_CODE, k, &tail, sizeof tail);
+}
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+/* Items of a batch lie one behind the other: 8 bytes of length, the payload, aligned to 8 (store.c).
+   Answers where the next one lies. */
+static uint64_t payload_at(const struct team *t, uint64_t off, const void **data, size_t *len) {
+  uint64_t n;
+  memcpy(&n, t->base + off, 8);
+  *data = t->base + off + 8;
+  *len = (size_t)n;
+  return off + 8 + ((n + 7) & ~UINT64_C(7));
+}
+
+static void run_one(struct server *s, plua_item *item, uint32_t k, int64_t since) {
+  reply_begin(s);
+  int r = s->team->tasks.run(s->team->tasks.ctx, item, &s->out);
+  if (!*s->ours) _exit(0); /* an item forked, and this is the copy: it has nothing to say */
+  if (LIKELY(r == 0))
+    reply_publish(s, FRAME_VALUE, k);
+  else
+    say_tail(s, r, now_ns() - since, k);
+  s->ran++;
+}
+
+static bool spent(const struct server *s) {
+  return s->deaf || (s->team->max_tasks && s->ran >= s->team->max_tasks);
+}
+
+/* Runs a batch. False: this worker must not take another item. */
+static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
+  const struct slot *slot = &s->team->view.slot[i];
+  plua_item item = {.job = slot->job, .attempt = slot->attempt, .call_len = slot->call_len};
+  uint64_t first = slot->first, cursor = slot->off, call = slot->call_off;
+  unsigned n = slot->n, count = 0;
+  if (slot->check != slot_check(slot, seq) || n == 0) _exit(STATUS_BOARD); /* scribbled */
+  if (call) item.call = s->team->base + call;
+  word_begin(&s->slice->word, seq, n);
+  s->mine = word_make(seq, 0, n);
+  say(s, FRAME_BEGIN, i, NULL, 0);
+  int64_t start = now_ns(), since = start;
+  int k;
+  while (!spent(s) && (k = word_claim(&s->slice->word, &s->mine)) >= 0) {
+    if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
+    if (count++ % CLOCK_EVERY == 0) since = now_ns();
+    item.index = first + (unsigned)k;
+    if (cursor) cursor = payload_at(s->team, cursor, &item.data, &item.len);
+    run_one(s, &item, (uint32_t)k, since);
+  }
+  int64_t took = now_ns() - start;
+  say(s, FRAME_END, count, &took, sizeof took);
+  return !spent(s);
+}
+
+/* Nothing to take: sleeps. False: this worker shall leave. */
+static bool idle(struct server *s, uint32_t bell) {
+  struct board *b = s->team->view.board;
+  if (atomic_load(&b->closed) || atomic_load(&s->slice->retire) || s->deaf) return false;
+  atomic_store(&s->slice->sleeping, 1); /* before the bell: an owner that missed it sees this */
+  doorbell(s);
+  board_sleep(&s->team->view, bell, IDLE_MS);
+  atomic_store(&s->slice->sleeping, 0);
+  return true;
+}
+
+static void take_all(struct server *s) {
+  struct board_view *v = &s->team->view;
+  bool go = true;
+  while (go) {
+    uint32_t bell = atomic_load(&v->board->bell), seq;
+    int i = board_take(v, s->from, s->me + 1, &seq);
+    if (v->ring) {
+      v->ring = false;
+      doorbell(s);
+    }
+    go = i >= 0 ? run_batch(s, (uint32_t)i, seq) : idle(s, bell);
+    if (atomic_load_explicit(&s->slice->retire, memory_order_relaxed)) go = false;
+  }
+}
+
+/* ---- birth and end ------------------------------------------------------------------------- */
+
+static void body(void *arg) {
+  struct server *s = arg;
+  const plua_tasks *t = &s->team->tasks;
+  reply_begin(s);
+  if (t->enter && t->enter(t->ctx, &s->self, &s->out)) {
+    reply_publish(s, FRAME_BOOT, 0);
+    doorbell(s);
+    fflush(NULL);
+    _exit(STATUS_GUARD);
+  }
+  say(s, FRAME_UP, 0, NULL, 0);
+  take_all(s);
+  reply_begin(s);
+  if (t->leave && t->leave(t->ctx, &s->out)) reply_publish(s, FRAME_LEFT, 0);
+  doorbell(s);
+  fflush(NULL);
+  _exit(0);
+}
+
+/* exit() in an item must not run the exit handlers of the program that was forked. */
+static void leave_at_once(int status, void *unused) {
+  (void)unused;
+  fflush(NULL);
+  _exit(status);
+}
+
+static void unmap_others(struct team *t, unsigned w) {
+  unsigned char *slices = t->base + t->slices_off, *own = slices + (size_t)w * t->stride;
+  unsigned char *after = own + t->stride, *end = t->base + t->total;
+  if (own > slices) munmap(slices, (size_t)(own - slices));
+  if (end > after) munmap(after, (size_t)(end - after));
+  mprotect(t->base + t->payload_off, t->payload_len, PROT_READ);
+}
+
+static const volatile char *mark_process(void) {
+  char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0) _exit(STATUS_GUARD);
+  *page = 1;
+  return page;
+}
+
+/* When memory runs out the kernel takes a worker, whose item is tried again, not the owner. */
+static void offer_to_oom(void) {
+  int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  if (write_all(fd, "500", 3) < 0) { /* the owner was offered more already: stays so */ }
+  close(fd);
+}
+
+static void close_ours(const struct team *t) {
+  if (!(t->flags & PLUA_KEEP_FDS)) {
+    proc_close_others(t->bell_fd);
+    return;
+  }
+  close(t->epoll_fd);
+  close(t->memory_fd);
+}
+
+_Noreturn void serve(struct team *t, unsigned w) {
+  static struct server server; /* this process is a worker and nothing else */
+  struct server *s = &server;
+  proc_child(t->owner, &t->signals);
+  close_ours(t);
+  on_exit(leave_at_once, NULL);
+  __fpurge(stdin);
+  offer_to_oom();
+  unmap_others(t, w);
+  *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = mark_process()};
+  s->out.more = more;
+  s->self = (plua_self){(int)w + 1, getpid(), t->owner};
+  ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
+  s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
+  if (t->tasks.guard)
+    t->tasks.guard(t->tasks.ctx, body, s);
+  else
+    body(s);
+  fflush(NULL);
+  _exit(STATUS_GUARD);
+}

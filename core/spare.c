@@ -1,0 +1,56 @@
+/* spare.c: a copy of the owner that waits, so that a worker made later sees the state of then.
+   Invariant: the spare runs nothing of the user's; what it makes are children of the owner (clone
+   with CLONE_PARENT), which the owner watches and reaps as its own. One request is under way at a
+   time.
+   Knows the team's mapping. Does not know Lua or the pool. SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "team.h"
+
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
+  struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
+  syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
+}
+
+static void futex_wake(_Atomic uint32_t *word) {
+  syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+_Noreturn void spare_serve(struct team *t) {
+  struct board *b = t->view.board;
+  proc_child(t->owner, &t->signals);
+  if (!(t->flags & PLUA_KEEP_FDS)) proc_close_others(t->bell_fd);
+  for (uint32_t done = 0;;) {
+    uint32_t ask = atomic_load(&b->spare_ask);
+    if (ask == done) {
+      futex_wait(&b->spare_ask, ask, 60000);
+      continue;
+    }
+    int r = proc_fork_sibling(&b->spare_pid);
+    if (r == 0) serve(t, (unsigned)atomic_load(&b->spare_worker));
+    if (r < 0) atomic_store(&b->spare_pid, r);
+    done = ask;
+    atomic_store(&b->spare_done, done);
+    futex_wake(&b->spare_done);
+  }
+}
+
+pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
+  struct board *b = t->view.board;
+  uint32_t ask = atomic_load(&b->spare_done) + 1;
+  atomic_store(&b->spare_worker, (int32_t)w);
+  atomic_store(&b->spare_pid, 0);
+  atomic_store(&b->spare_ask, ask);
+  futex_wake(&b->spare_ask);
+  uint32_t done;
+  for (int tries = 0; (done = atomic_load(&b->spare_done)) != ask && tries < 500; tries++) {
+    if (proc_ended(spare)) break; /* it died; see what it had done */
+    futex_wait(&b->spare_done, done, 10);
+  }
+  pid_t pid = atomic_load(&b->spare_pid);
+  return pid ? pid : -ESRCH;
+}

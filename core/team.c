@@ -1,0 +1,76 @@
+/* team.c: makes and frees the shared mapping of a team, in the owner.
+   Invariant: the mapping is one sparse file, sized once; addresses never change, so that what is
+   forked later finds everything at the same place.
+   Knows memory and descriptors. Does not know processes or batches. SPDX-License-Identifier: MIT */
+#include "team.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static size_t page_up(size_t n) { return (n + 4095) & ~(size_t)4095; }
+
+static void lay_out(struct team *t, size_t payload, size_t spill) {
+  t->payload_off = page_up(board_size(t->view.slots));
+  t->payload_len = payload;
+  t->slices_off = t->payload_off + payload;
+  t->ring_off = (sizeof(struct slice) + 63) & ~(size_t)63;
+  t->spill_off = page_up(t->ring_off + t->ring_size);
+  t->spill_len = spill;
+  t->stride = t->spill_off + spill;
+  t->total = t->slices_off + t->cap * t->stride;
+}
+
+/* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink. */
+static int map(struct team *t) {
+  size_t payload = (size_t)1 << 40, spill = (size_t)16 << 30;
+  for (; spill >= ((size_t)1 << 20); payload /= 4, spill /= 4) {
+    lay_out(t, payload, spill);
+    if (ftruncate(t->memory_fd, (off_t)t->total) < 0) continue;
+    t->base = mmap(NULL, t->total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                   t->memory_fd, 0);
+    if (t->base != MAP_FAILED) return 0;
+  }
+  return -ENOMEM;
+}
+
+static int open_fd(int fd, int *out) {
+  int high = fd < 0 ? -errno : fd_above_stdio(fd);
+  if (high < 0) return high;
+  *out = high;
+  return 0;
+}
+
+static int watch_bell(struct team *t) {
+  struct epoll_event e = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
+  return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->bell_fd, &e) < 0 ? -errno : 0;
+}
+
+int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
+  t->memory_fd = t->bell_fd = t->epoll_fd = -1;
+  t->base = NULL;
+  t->view.slots = slots;
+  t->ring_size = ring;
+  t->cap = cap;
+  int err = open_fd(memfd_create("plua", MFD_CLOEXEC), &t->memory_fd);
+  if (!err) err = open_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), &t->bell_fd);
+  if (!err) err = open_fd(epoll_create1(EPOLL_CLOEXEC), &t->epoll_fd);
+  if (!err) err = watch_bell(t);
+  if (!err) err = map(t);
+  if (err)
+    team_close(t);
+  else
+    board_make(&t->view, t->base, slots);
+  return err;
+}
+
+void team_close(struct team *t) {
+  if (t->base && t->base != MAP_FAILED) munmap(t->base, t->total);
+  if (t->memory_fd >= 0) close(t->memory_fd);
+  if (t->bell_fd >= 0) close(t->bell_fd);
+  if (t->epoll_fd >= 0) close(t->epoll_fd);
+  t->base = NULL;
+  t->memory_fd = t->bell_fd = t->epoll_fd = -1;
+}

@@ -1,0 +1,84 @@
+/* team.h: how one team's shared mapping is laid out; the owner's half is local.c, the workers'
+   half serve.c. SPDX-License-Identifier: MIT */
+#ifndef PLUA_TEAM_H
+#define PLUA_TEAM_H
+
+#include "base.h"
+#include "board.h"
+#include "proc.h"
+#include "ring.h"
+
+/* board | payload area | slice 0 | slice 1 | ...   (sparse: memory is used when it is touched)
+   slice = struct slice | ring data | spill area */
+struct slice {
+  _Atomic uint64_t word;       /* board.h */
+  char pad0[56];
+  _Atomic uint32_t retire;     /* owner: leave when idle */
+  _Atomic uint32_t sleeping;   /* worker: counted in board.sleepers */
+  _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
+  char pad1[52];
+  struct ring_shared ring;
+};
+
+struct team {
+  unsigned char *base;
+  size_t total;
+  size_t payload_off, payload_len;
+  size_t slices_off, stride;
+  size_t ring_off, ring_size;    /* in a slice */
+  size_t spill_off, spill_len;   /* in a slice */
+  unsigned cap;                  /* slices */
+  struct board_view view;
+  int memory_fd, bell_fd, epoll_fd;
+  pid_t owner;
+  struct proc_signals signals;
+  plua_tasks tasks;
+  unsigned flags;
+  uint64_t max_tasks;
+};
+
+/* Frames on a ring. The tag of VALUE, ERROR and CODE is the item's offset in its batch; a body of
+   a spilled frame is {offset in the mapping, length}. */
+enum frame {
+  FRAME_BEGIN, /* tag: slot */
+  FRAME_VALUE,
+  FRAME_ERROR, /* the message, then struct frame_tail */
+  FRAME_CODE,  /* struct frame_tail */
+  FRAME_END,   /* tag: items, body: int64_t ns */
+  FRAME_UP,
+  FRAME_BOOT,
+  FRAME_LEFT,
+  FRAME_SPILLED = 8 /* added to VALUE, ERROR, BOOT, LEFT */
+};
+
+struct frame_tail {
+  int64_t elapsed_ns;
+  int32_t code, pad;
+};
+
+struct frame_spill {
+  uint64_t off, len;
+};
+
+enum { STATUS_GUARD = 70, STATUS_BOARD = 71 }; /* exit statuses of workers that gave up */
+
+static inline struct slice *team_slice(const struct team *t, unsigned w) {
+  return (struct slice *)(t->base + t->slices_off + (size_t)w * t->stride);
+}
+static inline size_t team_spill(const struct team *t, unsigned w) {
+  return t->slices_off + (size_t)w * t->stride + t->spill_off;
+}
+
+/* Makes the mapping and the descriptors. 0 or a negated errno, and then nothing is left open. */
+int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
+void team_close(struct team *t);
+
+/* spare.c: an idle copy of the owner, from which workers are made later. */
+_Noreturn void spare_serve(struct team *t);
+/* Owner: has the spare make worker w. Its pid, or a negative code when the spare cannot. */
+pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w);
+
+/* serve.c: the life of worker w, from just after the fork to its _exit. */
+_Noreturn void serve(struct team *t, unsigned w);
+
+#endif
