@@ -1,0 +1,328 @@
+/* pool.c: the public calls on pools and jobs.
+   Invariant: every call checks that this process owns the pool before it touches anything; what
+   fails leaves the pool as it was and says why.
+   Knows sched, the store and a backend through link.h. Does not know processes or Lua.
+   SPDX-License-Identifier: MIT */
+#include "pool.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#define FORK_PAUSE_NS 100000000 /* after a fork failed for want of resources */
+
+#define OWNED(p) \
+  if (!*(p)->ours) return PLUA_EOWNER
+
+/* ---- opening and closing ------------------------------------------------------------------- */
+
+static int owner_page(plua_pool *p) {
+  char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return -errno;
+  p->ours = page;
+  if (madvise(page, 4096, MADV_WIPEONFORK) < 0) return -errno;
+  *page = 1;
+  return 0;
+}
+
+static int parts_open(plua_pool *p, const plua_options *o, const plua_tasks *tasks) {
+  int err = owner_page(p);
+  if (!err) err = local_open(&p->link, o, tasks);
+  if (err) return err;
+  p->worker = calloc(p->link->cap, sizeof *p->worker);
+  if (!p->worker) return -ENOMEM;
+  err = sched_open(&p->sched, o->slots, p->link->cap);
+  if (err) return err;
+  sched_team(p->sched, p->target);
+  return store_open(&p->store, p->link->memory, p->link->payload_off, p->link->payload_len,
+                    p->link->memory_fd);
+}
+
+static void parts_close(plua_pool *p) {
+  if (p->link) p->link->ops->close(p->link);
+  store_close(p->store);
+  sched_close(p->sched);
+  for (size_t i = 0; i < p->job_cap; i++) places_free(&p->job[i].places);
+  free(p->job);
+  free(p->worker);
+  free(p->cancelled);
+  if (p->ours) munmap((void *)(uintptr_t)p->ours, 4096);
+  free(p);
+}
+
+int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *tasks) {
+  plua_options o = {0};
+  plua_tasks t = {0};
+  if (!out || !options || !tasks || !options->size || !tasks->size) return PLUA_EARG;
+  memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
+  memcpy(&t, tasks, tasks->size < sizeof t ? tasks->size : sizeof t);
+  if (o.workers < 1 || o.workers > WORKERS_MAX || !t.run || o.slots > (1u << 20)) return PLUA_EARG;
+  if (!o.slots) o.slots = SLOTS_DEFAULT;
+  plua_pool *p = calloc(1, sizeof *p);
+  if (!p) return -ENOMEM;
+  p->target = (unsigned)o.workers;
+  int err = parts_open(p, &o, &t);
+  if (err)
+    parts_close(p);
+  else
+    *out = p;
+  return err;
+}
+
+void plua_close(plua_pool *p) {
+  if (p) parts_close(p);
+}
+
+const char *plua_message(const plua_pool *p) { return p->message; }
+
+/* ---- workers ------------------------------------------------------------------------------- */
+
+static bool temporary(int err) { return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE; }
+
+static int fork_failed(plua_pool *p, int err, int started) {
+  pool_say(p, err, "cannot start worker %d of %u: %s", (int)p->alive + 1, p->target,
+           plua_strerror(err));
+  if (!p->alive || !temporary(err)) return err;
+  p->fork_after_ns = now_ns() + FORK_PAUSE_NS;
+  if (!p->short_told) p->short_code = err;
+  p->short_told = true;
+  return started;
+}
+
+int plua_fork(plua_pool *p) {
+  OWNED(p);
+  if (p->failed) return p->failed;
+  int started = 0;
+  p->fork_told = false;
+  p->fork_after_ns = 0;
+  pool_post(p);
+  for (unsigned w = 0; w < p->target; w++) {
+    if (p->worker[w].state != W_NONE) continue;
+    int err = p->link->ops->start(p->link, (int)w);
+    if (err < 0) return fork_failed(p, err, started);
+    p->worker[w] = (struct worker){.state = W_BOOTING};
+    p->alive++;
+    p->started++;
+    started++;
+  }
+  return started;
+}
+
+int plua_resize(plua_pool *p, int workers) {
+  OWNED(p);
+  if (workers < 1 || (unsigned)workers > p->link->cap)
+    return pool_say(p, PLUA_EARG, "a pool of %u can be resized to 1 .. %u workers, not %d",
+                    p->target, p->link->cap, workers);
+  for (unsigned w = (unsigned)workers; w < p->target; w++)
+    if (p->worker[w].state != W_NONE) p->link->ops->retire(p->link, (int)w);
+  p->target = (unsigned)workers;
+  sched_team(p->sched, p->target);
+  return 0;
+}
+
+int plua_shutdown(plua_pool *p) {
+  OWNED(p);
+  p->closing = true;
+  if (!sched_waiting(p->sched)) p->link->ops->retire(p->link, -1);
+  return 0;
+}
+
+/* ---- jobs ---------------------------------------------------------------------------------- */
+
+static int call_store(plua_pool *p, const plua_job *job, struct pool_job *j) {
+  plua_out *out;
+  bool follows;
+  if (!job->call_len && !job->call) return 0;
+  int err = store_begin(p->store, 0, &out);
+  if (err) return err;
+  err = plua_write(out, job->call, job->call_len);
+  if (err) {
+    store_drop(p->store);
+    return err;
+  }
+  store_end(p->store, &j->call_off, &follows);
+  j->call_off += 8;
+  j->call_len = job->call_len;
+  p->bytes_in += job->call_len;
+  return 0;
+}
+
+/* The table of jobs grows with sched's numbers; new entries are empty. */
+static int job_room(plua_pool *p, uint64_t id) {
+  size_t old = p->job_cap;
+  int err = grow((void **)&p->job, &p->job_cap, (size_t)sched_index(id) + 1, sizeof *p->job);
+  if (!err && p->job_cap > old) memset(p->job + old, 0, (p->job_cap - old) * sizeof *p->job);
+  return err;
+}
+
+int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
+  OWNED(p);
+  plua_job o = {0};
+  if (!job || !job->size || !id) return PLUA_EARG;
+  memcpy(&o, job, job->size < sizeof o ? job->size : sizeof o);
+  if (p->closing) return PLUA_ECLOSED;
+  if (p->failed) return p->failed;
+  if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");
+  uint64_t new;
+  int err = sched_job(p->sched, o.chunksize, o.crash_retries, o.error_retries, &new);
+  if (err) return err;
+  struct pool_job j = {.id = new};
+  err = job_room(p, new);
+  if (!err) err = call_store(p, &o, &j);
+  if (!err) {
+    p->job[sched_index(new)] = j;
+    err = sched_add(p->sched, new, o.count);
+  }
+  if (err) {
+    sched_forget(p->sched, new);
+    if (pool_job(p, new)) p->job[sched_index(new)].forgotten = true;
+    pool_tidy(p, new);
+    return err;
+  }
+  *id = new;
+  if (o.count) pool_post(p);
+  return 0;
+}
+
+static struct pool_job *open_job(plua_pool *p, uint64_t id) {
+  struct pool_job *j = pool_job(p, id);
+  return j && !j->forgotten ? j : NULL;
+}
+
+int plua_extend(plua_pool *p, uint64_t id, uint64_t count) {
+  OWNED(p);
+  struct pool_job *j = open_job(p, id);
+  if (!j || j->places.count) return PLUA_EARG;
+  int err = sched_add(p->sched, id, count);
+  if (!err) pool_post(p);
+  return err;
+}
+
+int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
+  OWNED(p);
+  if (!open_job(p, id) || p->put_job) return PLUA_EARG;
+  int err = store_begin(p->store, id, out);
+  if (!err) p->put_job = id;
+  return err;
+}
+
+int plua_put_end(plua_pool *p) {
+  OWNED(p);
+  struct pool_job *j = open_job(p, p->put_job);
+  if (!j) return PLUA_EARG;
+  uint64_t off, len;
+  bool follows;
+  p->put_job = 0;
+  store_end(p->store, &off, &follows);
+  int err = places_add(&j->places, off, follows);
+  if (err) {
+    store_free(p->store, off);
+    return err;
+  }
+  memcpy(&len, p->link->memory + off, sizeof len);
+  err = sched_add(p->sched, j->id, 1);
+  if (err) return err; /* the payload goes with the job */
+  p->bytes_in += len;
+  pool_post(p);
+  return 0;
+}
+
+void plua_put_drop(plua_pool *p) {
+  if (!*p->ours || !p->put_job) return;
+  p->put_job = 0;
+  store_drop(p->store);
+}
+
+const void *plua_payload(plua_pool *p, uint64_t id, uint64_t index, size_t *len) {
+  struct pool_job *j = *p->ours ? pool_job(p, id) : NULL;
+  uint64_t off = j ? places_at(&j->places, index) : 0, n;
+  if (!off) return NULL;
+  memcpy(&n, p->link->memory + off, sizeof n);
+  *len = (size_t)n;
+  return p->link->memory + off + 8;
+}
+
+/* ---- cancelling ---------------------------------------------------------------------------- */
+
+/* Takes a job's batches back as far as they reach into [first, end). */
+static void recall(plua_pool *p, uint64_t id, uint64_t first, uint64_t end) {
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  for (unsigned slot = 0; sched_slot_next(p->sched, id, &slot); slot++) {
+    if (!sched_out(p->sched, slot, &b, &who, &got) || b.first + b.n <= first || b.first >= end)
+      continue;
+    pool_take_back(p, slot, first > b.first ? (unsigned)(first - b.first) : 0);
+  }
+}
+
+/* Dooms workers that run an item of [first, end): they are held now, killed when all that they
+   published is told. */
+static unsigned doom(plua_pool *p, uint64_t id, uint64_t first, uint64_t end, bool silent) {
+  struct sched_batch b;
+  int who;
+  unsigned got, doomed = 0;
+  for (unsigned slot = 0; sched_slot_next(p->sched, id, &slot); slot++) {
+    if (!sched_out(p->sched, slot, &b, &who, &got) || who < 0 || p->worker[who].doomed) continue;
+    if (b.first + b.n <= first || b.first >= end) continue;
+    unsigned low = first > b.first ? (unsigned)(first - b.first) : 0;
+    unsigned high = end - b.first < b.n ? (unsigned)(end - b.first) : b.n;
+    int k = p->link->ops->hold(p->link, who, slot, low, high);
+    if (k < 0) continue;
+    struct worker *w = &p->worker[who];
+    w->doomed = true;
+    w->silent = silent;
+    w->slot = slot;
+    w->k = (unsigned)k;
+    w->code = PLUA_ECANCELLED;
+    doomed++;
+  }
+  return doomed;
+}
+
+static int note_cancelled(plua_pool *p, uint64_t id, uint64_t index) {
+  int err = grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1, sizeof *p->cancelled);
+  if (!err) p->cancelled[p->cancels++] = (struct cancelled){id, index};
+  return err;
+}
+
+int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, int how) {
+  OWNED(p);
+  if (!open_job(p, id) || !count) return PLUA_EARG;
+  uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
+  if (count == 1 && grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1,
+                         sizeof *p->cancelled) < 0)
+    return -ENOMEM;
+  recall(p, id, first, end);
+  int64_t n = sched_withdraw(p->sched, id, first, end);
+  if (n == 1 && count == 1) note_cancelled(p, id, first);
+  if (how & PLUA_KILL) doom(p, id, first, end, count != 1);
+  pool_post(p);
+  return n;
+}
+
+int plua_forget(plua_pool *p, uint64_t id) {
+  OWNED(p);
+  struct pool_job *j = open_job(p, id);
+  if (!j) return PLUA_EARG;
+  recall(p, id, 0, UINT64_MAX);
+  int err = sched_forget(p->sched, id);
+  if (err) return err;
+  j->forgotten = true;
+  if (p->lent_job == id) p->lent_job = 0; /* its payload goes with the job */
+  pool_tidy(p, id);
+  pool_post(p);
+  return 0;
+}
+
+int plua_stats_get(plua_pool *p, plua_stats *stats) {
+  OWNED(p);
+  struct sched_counts c = sched_counts(p->sched);
+  plua_stats s = {.workers = (int)p->target, .alive = (int)p->alive, .submitted = c.submitted,
+                  .done = c.done, .retried = c.retried, .started = p->started,
+                  .crashed = p->crashed, .batches = c.batches, .taken_back = c.divided,
+                  .bytes_in = p->bytes_in, .bytes_out = p->bytes_out};
+  if (!stats || !stats->size) return PLUA_EARG;
+  s.size = stats->size < sizeof s ? stats->size : sizeof s;
+  memcpy(stats, &s, s.size);
+  return 0;
+}

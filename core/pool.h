@@ -1,0 +1,84 @@
+/* pool.h: the pool as its two halves share it: pool.c takes requests, pump.c carries events.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_POOL_H
+#define PLUA_POOL_H
+
+#include <stdbool.h>
+
+#include "link.h"
+#include "places.h"
+#include "sched.h"
+#include "store.h"
+
+enum { BOOT_DEATHS_MAX = 3 };
+
+enum worker_state {
+  W_NONE,   /* no process */
+  W_BOOTING,
+  W_UP
+};
+
+struct worker {
+  enum worker_state state;
+  bool broken;   /* broke the protocol: what it says is ignored until it is dead */
+  bool doomed;   /* held, or killed, for the sake of one item */
+  bool silent;   /* W doomed: that item's outcome is not told */
+  unsigned slot, k; /* doomed: the item */
+  int code;      /* doomed: its outcome */
+};
+
+/* What the pool keeps of a job beside sched's own record; found by sched_index. */
+struct pool_job {
+  uint64_t id;       /* 0: none */
+  uint64_t call_off, call_len;
+  struct places places;
+  bool forgotten;
+};
+
+struct cancelled {
+  uint64_t job, index;
+};
+
+struct plua_pool {
+  struct link *link;
+  struct sched *sched;
+  struct store *store;
+  const volatile char *ours; /* 1 in the owner, 0 in processes that it forks */
+  struct worker *worker;
+  unsigned target, alive;
+  struct pool_job *job;
+  size_t job_cap;
+  uint64_t put_job;          /* whose item plua_put is writing; 0: none */
+  uint64_t lent_job, lent_index; /* whose payload goes when the event is released */
+  struct cancelled *cancelled;   /* events to tell */
+  size_t cancels, cancels_told, cancel_cap;
+  bool closing, ended_told, fork_told;
+  int short_code;            /* to tell: why fewer workers than wanted; 0: nothing */
+  bool short_told;
+  int64_t fork_after_ns;     /* no fork is asked for before */
+  int failed;                /* PLUA_EBOOT: all is over */
+  unsigned boot_deaths;
+  int boot_signal, boot_status;
+  uint64_t started, crashed, bytes_in, bytes_out;
+  char message[256];
+};
+
+/* pump.c */
+/* Gives out what waits. */
+void pool_post(struct plua_pool *p);
+/* Takes back what was not begun of the batch in a slot, all but 'keep'. False: nothing. */
+bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep);
+/* Takes work back for idle workers and from behind slow items. */
+void pool_divide(struct plua_pool *p);
+/* Frees the payloads of a forgotten job once nothing of it is out. */
+void pool_tidy(struct plua_pool *p, uint64_t job);
+/* Frees what the last event had borrowed. */
+void pool_release(struct plua_pool *p);
+/* Workers that should be started now. */
+unsigned pool_missing(const struct plua_pool *p);
+struct pool_job *pool_job(struct plua_pool *p, uint64_t id);
+/* Makes the pool's message and answers 'code'. */
+int pool_say(struct plua_pool *p, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#endif

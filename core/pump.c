@@ -1,0 +1,332 @@
+/* pump.c: carries events from the backend to sched, and what sched decides back.
+   Invariant: an item's payload lives until its outcome has been told and released; a kill for the
+   sake of one item is carried out only when everything that its worker published has been told and
+   the item is not among it.
+   Knows sched's verdicts and the backend's events. Does not know processes, shared memory or Lua.
+   SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdarg.h>
+
+#include "pool.h"
+
+#define TICK_IDLE_NS 200000   /* somebody is idle and work might be divided */
+#define TICK_BUSY_NS 2000000  /* something might be stuck behind a slow item */
+
+int pool_say(struct plua_pool *p, int code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(p->message, sizeof p->message, format, args);
+  va_end(args);
+  return code;
+}
+
+struct pool_job *pool_job(struct plua_pool *p, uint64_t id) {
+  uint32_t i = sched_index(id);
+  return i < p->job_cap && p->job[i].id == id && id ? &p->job[i] : NULL;
+}
+
+/* ---- payloads ------------------------------------------------------------------------------ */
+
+void pool_tidy(struct plua_pool *p, uint64_t id) {
+  struct pool_job *j = pool_job(p, id);
+  if (!j || !j->forgotten || sched_held(p->sched, id)) return;
+  for (uint64_t off; (off = places_any(&j->places));) store_free(p->store, off);
+  places_free(&j->places);
+  if (j->call_off) store_free(p->store, j->call_off - 8);
+  *j = (struct pool_job){0};
+}
+
+void pool_release(struct plua_pool *p) {
+  if (!p->lent_job) return;
+  struct pool_job *j = pool_job(p, p->lent_job);
+  uint64_t off = j ? places_take(&j->places, p->lent_index) : 0;
+  if (off) store_free(p->store, off);
+  p->lent_job = 0;
+}
+
+static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
+  p->lent_job = job;
+  p->lent_index = index;
+}
+
+/* ---- giving out ---------------------------------------------------------------------------- */
+
+void pool_post(struct plua_pool *p) {
+  unsigned slot;
+  struct sched_batch b;
+  while (sched_post(p->sched, &slot, &b) > 0) {
+    const struct pool_job *j = pool_job(p, b.job);
+    struct link_batch out = {.job = b.job, .first = b.first, .n = b.n, .attempt = b.attempt,
+                             .call_off = j->call_off, .call_len = j->call_len,
+                             .urgent = b.urgent};
+    if (j->places.count) {
+      out.off = places_at(&j->places, b.first);
+      out.n = places_run(&j->places, b.first, b.n);
+      if (out.n < b.n) sched_back(p->sched, slot, out.n);
+    }
+    if (p->link->ops->post(p->link, slot, &out) == 0) continue;
+    sched_unpost(p->sched, slot);
+    break;
+  }
+  p->link->ops->flush(p->link);
+}
+
+bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep) {
+  if (sched_prepare(p->sched) < 0) return false;
+  int m = p->link->ops->retract(p->link, slot, keep);
+  if (m < 0) return false;
+  bool freed = sched_back(p->sched, slot, (unsigned)m);
+  if (freed && m > 0) p->link->ops->release(p->link, slot);
+  return true;
+}
+
+void pool_divide(struct plua_pool *p) {
+  unsigned idle = p->link->ops->idle(p->link), keep;
+  unsigned ready = sched_unbegun(p->sched);
+  for (unsigned n = 0; n <= idle; n++) {
+    bool starved = idle > ready && !sched_waiting(p->sched);
+    int slot = sched_divide(p->sched, now_ns(), starved, &keep);
+    if (slot < 0) break;
+    if (pool_take_back(p, (unsigned)slot, keep)) pool_post(p);
+    ready = sched_unbegun(p->sched);
+  }
+}
+
+/* When to look again whether work should be divided; -1: no need. */
+static int64_t tick(const struct plua_pool *p) {
+  if (!sched_divisible(p->sched)) return -1;
+  return p->link->ops->idle(p->link) ? TICK_IDLE_NS : TICK_BUSY_NS;
+}
+
+/* ---- events -------------------------------------------------------------------------------- */
+
+static void suspect(struct plua_pool *p, int w) {
+  p->worker[w].broken = true;
+  p->link->ops->kill(p->link, w);
+}
+
+static int fail_boot(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  p->failed = PLUA_EBOOT;
+  p->boot_signal = l->signal;
+  p->boot_status = l->status;
+  pool_say(p, PLUA_EBOOT, "%s", plua_strerror(PLUA_EBOOT));
+  *e = (plua_event){.what = PLUA_BOOT, .failed = l->what == LINK_BOOT, .code = PLUA_EBOOT,
+                    .data = l->data, .len = l->len, .worker = l->worker + 1, .pid = l->pid,
+                    .signal = l->signal, .status = l->status, .elapsed_ns = -1};
+  return 1;
+}
+
+static void batch_freed(struct plua_pool *p, unsigned slot, uint64_t job) {
+  p->link->ops->release(p->link, slot);
+  if (UNLIKELY(!sched_known(p->sched, job))) pool_tidy(p, job);
+  if (sched_waiting(p->sched)) pool_post(p);
+}
+
+static int outcome(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  struct sched_item item;
+  bool freed, failed = l->what != LINK_VALUE;
+  enum sched_verdict v =
+      sched_outcome(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag, failed, &item, &freed);
+  if (UNLIKELY(v == SCHED_FAULT)) {
+    suspect(p, l->worker);
+    return 0;
+  }
+  p->bytes_out += l->len;
+  if (v == SCHED_DELIVER) {
+    *e = (plua_event){.what = l->what == LINK_CODE ? PLUA_LOST : PLUA_RESULT, .failed = l->failed,
+                      .code = l->code, .job = item.job, .index = item.index, .data = l->data,
+                      .len = l->len, .worker = l->worker + 1, .pid = l->pid,
+                      .attempts = item.attempt, .elapsed_ns = l->elapsed_ns};
+    if (l->what == LINK_CODE) e->len = 0;
+    item_done(p, item.job, item.index);
+  }
+  if (freed) batch_freed(p, (unsigned)l->slot, item.job);
+  return v == SCHED_DELIVER;
+}
+
+/* Everything that a held worker had published has been told: is its item among it? */
+static void decide(struct plua_pool *p, int number) {
+  struct worker *w = &p->worker[number];
+  struct sched_batch b;
+  int who = -1;
+  unsigned got = 0;
+  bool out = sched_out(p->sched, w->slot, &b, &who, &got);
+  if (out && who == number && got <= w->k) {
+    p->link->ops->kill(p->link, number);
+    return;
+  }
+  w->doomed = false;
+  p->link->ops->resume(p->link, number);
+}
+
+static int death_code(const struct worker *w, const struct link_event *l) {
+  if (w->doomed) return w->code;
+  if (l->code || w->broken) return PLUA_EPROTO;
+  return l->signal || l->status < 0 ? PLUA_ECRASH : PLUA_EEXIT;
+}
+
+static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  struct worker *w = &p->worker[l->worker], was = *w;
+  struct sched_item item;
+  bool freed;
+  enum sched_verdict v = sched_death(p->sched, (unsigned)l->worker, l->slot, l->next, was.doomed,
+                                     &item, &freed);
+  *w = (struct worker){.state = W_NONE};
+  p->alive--;
+  p->crashed += item.job != 0;
+  if (freed) p->link->ops->release(p->link, (unsigned)l->slot);
+  if (freed && item.job) pool_tidy(p, item.job);
+  if (sched_waiting(p->sched)) pool_post(p);
+  if (was.state == W_BOOTING && ++p->boot_deaths >= BOOT_DEATHS_MAX) return fail_boot(p, l, e);
+  if (v != SCHED_DELIVER) return 0;
+  item_done(p, item.job, item.index);
+  if (was.doomed && was.silent) {
+    pool_release(p);
+    return 0;
+  }
+  *e = (plua_event){.what = PLUA_LOST, .code = death_code(&was, l), .job = item.job,
+                    .index = item.index, .worker = l->worker + 1, .pid = l->pid,
+                    .attempts = item.attempt, .signal = l->signal, .status = l->status,
+                    .elapsed_ns = -1};
+  return 1;
+}
+
+static void came_back(struct plua_pool *p, unsigned slot) {
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  if (!sched_out(p->sched, slot, &b, &who, &got)) IMPOSSIBLE("an empty slot came back");
+  sched_back(p->sched, slot, 0);
+  pool_tidy(p, b.job);
+}
+
+static int left(const struct link_event *l, plua_event *e) {
+  *e = (plua_event){.what = PLUA_LEFT, .failed = 1, .data = l->data, .len = l->len,
+                    .worker = l->worker + 1, .pid = l->pid, .elapsed_ns = -1};
+  return 1;
+}
+
+/* 1: *e tells it. */
+static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  struct worker *w = l->what == LINK_BACK ? NULL : &p->worker[l->worker];
+  if (w && w->broken && l->what != LINK_DEAD) return 0;
+  switch (l->what) {
+  case LINK_NOTHING: return 0;
+  case LINK_UP:
+    w->state = W_UP;
+    p->boot_deaths = 0;
+    return 0;
+  case LINK_BOOT: return fail_boot(p, l, e);
+  case LINK_BEGIN:
+    if (!sched_begin(p->sched, (unsigned)l->worker, (unsigned)l->slot)) suspect(p, l->worker);
+    return 0;
+  case LINK_VALUE:
+  case LINK_ERROR:
+  case LINK_CODE: return outcome(p, l, e);
+  case LINK_END: sched_timed(p->sched, (unsigned)l->worker, l->n, l->elapsed_ns); return 0;
+  case LINK_LEFT: return left(l, e);
+  case LINK_BACK: came_back(p, (unsigned)l->slot); return 0;
+  case LINK_QUIET: decide(p, l->worker); return 0;
+  case LINK_FAULT: w->broken = true; return 0;
+  case LINK_DEAD: return death(p, l, e);
+  }
+  IMPOSSIBLE("event of no kind");
+}
+
+unsigned pool_missing(const struct plua_pool *p) {
+  unsigned n = 0;
+  for (unsigned w = 0; p->alive < p->target && w < p->target; w++)
+    n += p->worker[w].state == W_NONE;
+  return n;
+}
+
+/* Work waits that living workers do not cover, or none was ever started. */
+static bool wants_fork(const struct plua_pool *p) {
+  if (p->fork_told || !pool_missing(p) || now_ns() < p->fork_after_ns) return false;
+  return sched_waiting(p->sched) || sched_unbegun(p->sched) || (!p->started && !p->closing);
+}
+
+static bool ended(const struct plua_pool *p) {
+  return p->closing && !p->alive && !sched_pending(p->sched);
+}
+
+/* What the pool itself has to tell, once the backend has nothing. */
+static int tell(struct plua_pool *p, plua_event *e) {
+  *e = (plua_event){.what = PLUA_NOTHING, .elapsed_ns = -1};
+  if (p->cancels_told < p->cancels) {
+    const struct cancelled *c = &p->cancelled[p->cancels_told++];
+    e->what = PLUA_LOST;
+    e->code = PLUA_ECANCELLED;
+    e->job = c->job;
+    e->index = c->index;
+    item_done(p, c->job, c->index);
+    if (p->cancels_told == p->cancels) p->cancels = p->cancels_told = 0;
+  } else if (p->short_code) {
+    e->what = PLUA_SHORT;
+    e->code = p->short_code;
+    p->short_code = 0;
+  } else if (ended(p)) {
+    if (!p->ended_told) e->what = PLUA_ENDED;
+    p->ended_told = true;
+  } else if (wants_fork(p)) {
+    e->what = PLUA_FORK;
+    p->fork_told = true;
+  }
+  return e->what != PLUA_NOTHING;
+}
+
+static int told_failure(struct plua_pool *p, plua_event *e) {
+  *e = (plua_event){.what = PLUA_BOOT, .code = p->failed, .signal = p->boot_signal,
+                    .status = p->boot_status, .elapsed_ns = -1};
+  return 0;
+}
+
+int plua_next(plua_pool *p, plua_event *e) {
+  struct link_event l;
+  if (UNLIKELY(!*p->ours)) return PLUA_EOWNER;
+  pool_release(p);
+  if (UNLIKELY(p->failed)) return told_failure(p, e);
+  while (p->link->ops->next(p->link, &l))
+    if (handle(p, &l, e)) return 0;
+  if (sched_waiting(p->sched)) pool_post(p);
+  if (p->closing && !sched_waiting(p->sched)) p->link->ops->retire(p->link, -1);
+  tell(p, e);
+  return 0;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------- */
+
+static bool told_something(const struct plua_pool *p) {
+  if (p->failed || p->cancels_told < p->cancels || p->short_code) return true;
+  return ended(p) ? !p->ended_told : wants_fork(p);
+}
+
+static int64_t sooner(int64_t a, int64_t b) { return a < 0 ? b : b < 0 || a < b ? a : b; }
+
+int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
+  if (!*p->ours) return PLUA_EOWNER;
+  int64_t until = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+  if (sched_waiting(p->sched)) pool_post(p);
+  for (;;) {
+    if (told_something(p)) return 1;
+    pool_divide(p);
+    int64_t left = until < 0 ? -1 : until - now_ns();
+    if (until >= 0 && left < 0) left = 0;
+    int64_t nap = sooner(left, tick(p));
+    if (p->fork_after_ns && pool_missing(p)) nap = sooner(nap, p->fork_after_ns - now_ns() + 1000);
+    if (nap < -1) nap = 0;
+    int low = sched_waiting(p->sched) ? 16 : 0;
+    int r = p->link->ops->wait(p->link, nap, bulk ? LINK_BULK : LINK_ANY, low);
+    if (r) return r;
+    if (until >= 0 && now_ns() >= until) return 0;
+  }
+}
+
+int plua_fd(plua_pool *p) { return *p->ours ? p->link->ops->fd(p->link) : PLUA_EOWNER; }
+
+int plua_dispatch(plua_pool *p) {
+  if (!*p->ours) return PLUA_EOWNER;
+  if (sched_waiting(p->sched)) pool_post(p);
+  pool_divide(p);
+  return told_something(p) ? 1 : p->link->ops->arm(p->link, tick(p));
+}

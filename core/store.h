@@ -1,0 +1,26 @@
+/* store.h: payloads in shared memory, read-only for workers. SPDX-License-Identifier: MIT */
+#ifndef PLUA_STORE_H
+#define PLUA_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "plua.h"
+
+struct store;
+
+/* Keeps payloads in [off, off + len) of a mapping whose file is 'fd'. 0 or -ENOMEM. */
+int store_open(struct store **out, unsigned char *base, uint64_t off, uint64_t len, int fd);
+void store_close(struct store *s);
+
+/* Lends a writer for one payload; payloads of one chain lie one behind the other where they can.
+   One at a time. 0 or a negative code (-ENOMEM, -ENOSPC: no memory; nothing is lost). */
+int store_begin(struct store *s, uint64_t chain, plua_out **out);
+/* Keeps it: *off is the place of its length (8 bytes), the payload follows. *follows: it lies right
+   behind the payload of its chain that was stored before. */
+void store_end(struct store *s, uint64_t *off, bool *follows);
+void store_drop(struct store *s);
+/* Gives a payload's memory back. */
+void store_free(struct store *s, uint64_t off);
+
+#endif
