@@ -15,7 +15,7 @@ enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
 #else
 enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 #endif
-enum { WORKERS_MAX = 65000, BATCH_MAX = 65535 };
+enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)

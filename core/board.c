@@ -1,9 +1,10 @@
 /* board.c: posting, taking, claiming and taking back, by compare-and-swap on shared words.
-   Invariant: a slot goes READY -> TAKEN (by one worker) or READY -> FREE (by the owner), never both;
-   an item is claimed by the worker or taken back by the owner, never both. No lock exists: whatever
-   dies, the others go on. Positions in a lane never wrap; an entry whose slot shows another seq, or
-   is not ready, is stale and stays so, since no seq is used twice while anyone remembers it.
-   Knows shared memory. Does not know what a batch means, nor processes. SPDX-License-Identifier: MIT */
+   Invariant: a slot goes READY -> TAKEN (by one worker) or READY -> FREE (by the owner), never
+   both; an item is claimed by the worker or taken back by the owner, never both. No lock exists:
+   whatever dies, the others go on. Positions in a lane never wrap; an entry whose slot shows
+   another seq, or is not ready, is stale and stays so, since no seq is used twice while anyone
+   remembers it. Knows shared memory. Does not know what a batch means, nor processes.
+   SPDX-License-Identifier: MIT */
 #include "board.h"
 
 #include <linux/futex.h>
@@ -80,7 +81,7 @@ static bool entry_ready(const struct board_view *v, uint64_t entry, uint32_t *sl
   *slot = (uint32_t)entry;
   *seq = (uint32_t)(entry >> 32);
   return *slot < v->slots && atomic_load_explicit(&v->slot[*slot].state, memory_order_acquire) ==
-                                 slot_state(*seq, 0, SLOT_READY);
+                               slot_state(*seq, 0, SLOT_READY);
 }
 
 void board_advance(struct board_view *v) {
@@ -111,7 +112,8 @@ static int lane_take(struct board_view *v, unsigned lane, uint64_t *from, uint32
   if (*from < front) *from = front;
   if (tail - *from > v->queue) *from = tail - v->queue; /* only on a scribbled board */
   for (uint64_t p = *from; p < tail; p++) {
-    uint64_t entry = atomic_load_explicit(&v->order[lane][p & (v->queue - 1)], memory_order_relaxed);
+    uint64_t entry = atomic_load_explicit(&v->order[lane][p & (v->queue - 1)],
+                                          memory_order_relaxed);
     uint32_t i;
     bool ready = entry_ready(v, entry, &i, seq);
     uint64_t state = slot_state(*seq, 0, SLOT_READY);

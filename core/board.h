@@ -16,11 +16,11 @@ enum slot_tag { SLOT_FREE = 0, SLOT_READY = 1, SLOT_TAKEN = 2 };
 struct slot {
   _Atomic uint64_t state;
   uint64_t job, first;
-  uint64_t off;               /* payload of the first item, 0: none */
+  uint64_t off;                /* payload of the first item, 0: none */
   uint64_t call_off, call_len; /* payload of the job */
   uint16_t n, attempt;
   uint32_t pad;
-  uint64_t check;             /* over the fields above and seq: a scribbled slot is not run */
+  uint64_t check; /* over the fields above and seq: a scribbled slot is not run */
 };
 
 static inline uint64_t slot_state(uint32_t seq, uint32_t who, enum slot_tag tag) {
@@ -34,9 +34,15 @@ static inline uint64_t slot_state(uint32_t seq, uint32_t who, enum slot_tag tag)
 static inline uint64_t word_make(uint32_t seq, unsigned next, unsigned end) {
   return (uint64_t)seq << 32 | (uint64_t)next << 16 | end;
 }
-static inline uint32_t word_seq(uint64_t w) { return (uint32_t)(w >> 32); }
-static inline unsigned word_next(uint64_t w) { return (uint16_t)(w >> 16); }
-static inline unsigned word_end(uint64_t w) { return (uint16_t)w; }
+static inline uint32_t word_seq(uint64_t w) {
+  return (uint32_t)(w >> 32);
+}
+static inline unsigned word_next(uint64_t w) {
+  return (uint16_t)(w >> 16);
+}
+static inline unsigned word_end(uint64_t w) {
+  return (uint16_t)w;
+}
 
 /* ---- the board ------------------------------------------------------------------------------ */
 
@@ -53,11 +59,11 @@ struct board {
   _Atomic uint32_t closed;   /* 1: whoever finds nothing to take leaves */
   _Atomic uint32_t asleep;   /* owner sleeps and wants the doorbell; the first ringer clears it */
   struct lane lane[LANES];
-  _Atomic uint64_t low;      /* who takes this position of the normal lane, or one behind, rings;
-                                the first one sets it to UINT64_MAX */
+  _Atomic uint64_t low; /* who takes this position of the normal lane, or one behind, rings;
+                           the first one sets it to UINT64_MAX */
   _Atomic uint32_t spare_ask, spare_done; /* futexes between the owner and the spare */
   _Atomic int32_t spare_worker, spare_pid;
-  uint32_t slots, queue;     /* counts; queue is a power of two, at least 2 * slots */
+  uint32_t slots, queue; /* counts; queue is a power of two, at least 2 * slots */
   char pad[48];
   /* then: uint64_t order[LANES][queue] (seq:32 | slot:32), struct slot slot[slots] */
 };

@@ -74,19 +74,30 @@ static bool understand(struct local *l, struct peer *p, struct link_event *e) {
   if (f->kind != kind && !frame_unspill(l, p, e)) return false;
   e->slot = p->slot;
   switch ((enum frame)kind) {
-  case FRAME_VALUE: e->what = LINK_VALUE; return p->slot != NO_SLOT;
+  case FRAME_VALUE:
+    e->what = LINK_VALUE;
+    return p->slot != NO_SLOT;
   case FRAME_ERROR:
     e->what = LINK_ERROR;
     return p->slot != NO_SLOT && frame_tail(e, &e->failed) && e->failed > 0;
   case FRAME_CODE:
     e->what = LINK_CODE;
     return p->slot != NO_SLOT && frame_tail(e, &e->code) && e->code < 0;
-  case FRAME_BEGIN: return frame_begin(l, p, f->tag, e);
-  case FRAME_END: return p->slot != NO_SLOT && frame_end(f, e);
-  case FRAME_UP: e->what = LINK_UP; return true;
-  case FRAME_BOOT: e->what = LINK_BOOT; return true;
-  case FRAME_LEFT: e->what = LINK_LEFT; return true;
-  case FRAME_SPILLED: break;
+  case FRAME_BEGIN:
+    return frame_begin(l, p, f->tag, e);
+  case FRAME_END:
+    return p->slot != NO_SLOT && frame_end(f, e);
+  case FRAME_UP:
+    e->what = LINK_UP;
+    return true;
+  case FRAME_BOOT:
+    e->what = LINK_BOOT;
+    return true;
+  case FRAME_LEFT:
+    e->what = LINK_LEFT;
+    return true;
+  case FRAME_SPILLED:
+    break;
   }
   return false;
 }
@@ -161,7 +172,9 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   e->pid = p->pid;
   e->worker = (int)(p - l->peer);
   e->slot = p->slot;
-  e->next = p->slot != NO_SLOT && word_seq(word) == l->posted[p->slot].seq ? (int64_t)word_next(word) : -1;
+  e->next = p->slot != NO_SLOT && word_seq(word) == l->posted[p->slot].seq
+              ? (int64_t)word_next(word)
+              : -1;
   e->signal = p->signal;
   e->status = p->status;
   e->code = p->broken ? PLUA_EPROTO : 0;

@@ -11,7 +11,9 @@
 
 #include "local.h"
 
-static struct local *self(struct link *l) { return (struct local *)l; }
+static struct local *self(struct link *l) {
+  return (struct local *)l;
+}
 
 /* ---- posting and taking back --------------------------------------------------------------- */
 
@@ -195,7 +197,9 @@ void local_kill_peer(struct peer *p) {
   if (p->state == P_ALIVE || p->state == P_HELD) proc_signal(&p->proc, SIGKILL);
 }
 
-static void local_kill(struct link *link, int w) { local_kill_peer(&self(link)->peer[w]); }
+static void local_kill(struct link *link, int w) {
+  local_kill_peer(&self(link)->peer[w]);
+}
 
 /* ---- waiting ------------------------------------------------------------------------------- */
 
@@ -253,18 +257,21 @@ static void disarm(struct local *l) {
     atomic_store_explicit(&l->peer[l->live[i]].slice->ring.mark, UINT64_MAX, memory_order_relaxed);
 }
 
-/* A bell that was missed because somebody scribbled on the board costs a second, not the call. */
-static int64_t bounded(int64_t timeout_ns) {
-  return timeout_ns < 0 || timeout_ns > LOOK_NS ? LOOK_NS : timeout_ns;
+/* A bell that was missed because somebody scribbled on the board costs a second, not the call. Who
+   waits in bulk is told of a few results too, only later. */
+static int64_t bounded(int64_t timeout_ns, int64_t limit) {
+  return timeout_ns < 0 || timeout_ns > limit ? limit : timeout_ns;
 }
 
 static int local_wait(struct link *link, int64_t timeout_ns, enum link_wait how, int low) {
   struct local *l = self(link);
   if (hear_ready(l, how)) return 1;
   arm(l, how, low);
-  int n = hear_ready(l, how) ? 1 : local_look(l, bounded(timeout_ns));
+  int64_t limit = how == LINK_BULK ? BULK_NS : LOOK_NS;
+  int n = hear_ready(l, how) ? 1 : local_look(l, bounded(timeout_ns, limit));
   disarm(l);
-  if (n == 0) board_wake(&l->team.view, INT32_MAX);
+  if (n == 0 && hear_ready(l, LINK_ANY)) n = 1;
+  if (n == 0 && (timeout_ns < 0 || timeout_ns > LOOK_NS)) board_wake(&l->team.view, INT32_MAX);
   return n > 0 ? 1 : n;
 }
 
@@ -273,7 +280,7 @@ static int local_arm(struct link *link, int64_t timeout_ns) {
   arm(l, LINK_ANY, 0);
   int n = hear_ready(l, LINK_ANY) ? 1 : local_look(l, 0);
   if (n || l->timer_fd < 0) return n > 0 ? 1 : n;
-  timeout_ns = bounded(timeout_ns);
+  timeout_ns = bounded(timeout_ns, LOOK_NS);
   struct itimerspec t = {.it_value = {timeout_ns / 1000000000, timeout_ns % 1000000000}};
   return timerfd_settime(l->timer_fd, 0, &t, NULL) < 0 ? -errno : 0;
 }
@@ -303,7 +310,9 @@ static unsigned local_idle(struct link *link) {
 
 /* ---- opening and closing ------------------------------------------------------------------- */
 
-static int local_next(struct link *link, struct link_event *e) { return hear_next(self(link), e); }
+static int local_next(struct link *link, struct link_event *e) {
+  return hear_next(self(link), e);
+}
 
 /* All are killed first and reaped after, so that closing takes as long as the slowest death. */
 static void local_close(struct link *link) {
@@ -331,21 +340,21 @@ static void local_close(struct link *link) {
 }
 
 static const struct link_ops ops = {
-    .post = local_post,
-    .flush = local_flush,
-    .retract = local_retract,
-    .release = local_release,
-    .start = local_start,
-    .retire = local_retire,
-    .hold = local_hold,
-    .resume = local_resume,
-    .kill = local_kill,
-    .next = local_next,
-    .wait = local_wait,
-    .arm = local_arm,
-    .fd = local_fd,
-    .idle = local_idle,
-    .close = local_close,
+  .post = local_post,
+  .flush = local_flush,
+  .retract = local_retract,
+  .release = local_release,
+  .start = local_start,
+  .retire = local_retire,
+  .hold = local_hold,
+  .resume = local_resume,
+  .kill = local_kill,
+  .next = local_next,
+  .wait = local_wait,
+  .arm = local_arm,
+  .fd = local_fd,
+  .idle = local_idle,
+  .close = local_close,
 };
 
 static size_t ring_size_for(const plua_options *o) {

@@ -6,7 +6,13 @@
 #include "link.h"
 #include "team.h"
 
-enum { NO_SLOT = -1, TIMER = 1 << 24, FRAMES_PER_LOOK = 4096, LOOK_NS = 1000000000 };
+enum {
+  NO_SLOT = -1,
+  TIMER = 1 << 24,
+  FRAMES_PER_LOOK = 4096,
+  LOOK_NS = 1000000000,
+  BULK_NS = 20000000
+};
 
 enum peer_state {
   P_NONE,  /* no process */
@@ -17,16 +23,16 @@ enum peer_state {
 
 struct peer {
   enum peer_state state;
-  bool broken;    /* frames are ignored */
-  bool quiet;     /* P_HELD: LINK_QUIET was told */
+  bool broken; /* frames are ignored */
+  bool quiet;  /* P_HELD: LINK_QUIET was told */
   struct proc proc;
-  pid_t pid;      /* stays when proc has been reaped */
+  pid_t pid; /* stays when proc has been reaped */
   struct ring ring;
   struct slice *slice;
-  int slot;       /* the batch that it began last; NO_SLOT: none */
-  uint64_t word;  /* P_HELD: what its word was */
+  int slot;      /* the batch that it began last; NO_SLOT: none */
+  uint64_t word; /* P_HELD: what its word was */
   int signal, status;
-  bool spilled;   /* its spill area was used */
+  bool spilled; /* its spill area was used */
 };
 
 enum posted_state { OUT_NONE, OUT_READY, OUT_BEGUN };
@@ -40,18 +46,18 @@ struct posted {
 struct local {
   struct link link; /* must be first */
   struct team team;
-  struct peer *peer; /* cap of them */
-  int *live;         /* numbers of peers that are not P_NONE */
+  struct peer *peer;  /* cap of them */
+  int *live;          /* numbers of peers that are not P_NONE */
   unsigned lives, at; /* 'at': the peer in live[] that is looked at */
   struct posted *posted;
   uint32_t seq;
-  unsigned fresh;    /* batches posted since the last flush */
+  unsigned fresh; /* batches posted since the last flush */
   struct proc spare;
   int timer_fd;
   struct peer *lent; /* whose frame the caller has borrowed */
   struct ring_frame frame;
   bool lent_spill;
-  unsigned frames;   /* told since descriptors were looked at */
+  unsigned frames; /* told since descriptors were looked at */
 };
 
 /* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. */

@@ -49,17 +49,23 @@ static void parts_close(plua_pool *p) {
   free(p);
 }
 
+/* So many that a busy owner need not post often, and two for each worker. */
+static unsigned default_slots(unsigned workers) {
+  return SLOTS_DEFAULT > 16 && 2 * workers > SLOTS_DEFAULT ? 2 * workers : SLOTS_DEFAULT;
+}
+
 int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *tasks) {
   plua_options o = {0};
   plua_tasks t = {0};
   if (!out || !options || !tasks || !options->size || !tasks->size) return PLUA_EARG;
   memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
   memcpy(&t, tasks, tasks->size < sizeof t ? tasks->size : sizeof t);
-  if (o.workers < 1 || o.workers > WORKERS_MAX || !t.run || o.slots > (1u << 20)) return PLUA_EARG;
-  if (!o.slots) o.slots = SLOTS_DEFAULT;
+  if (o.workers < 1 || o.workers > WORKERS_MAX || !t.run || o.slots > SLOTS_MAX) return PLUA_EARG;
+  if (!o.slots) o.slots = default_slots((unsigned)o.workers);
   plua_pool *p = calloc(1, sizeof *p);
   if (!p) return -ENOMEM;
   p->target = (unsigned)o.workers;
+  p->slots = o.slots;
   int err = parts_open(p, &o, &t);
   if (err)
     parts_close(p);
@@ -72,11 +78,15 @@ void plua_close(plua_pool *p) {
   if (p) parts_close(p);
 }
 
-const char *plua_message(const plua_pool *p) { return p->message; }
+const char *plua_message(const plua_pool *p) {
+  return p->message;
+}
 
 /* ---- workers ------------------------------------------------------------------------------- */
 
-static bool temporary(int err) { return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE; }
+static bool temporary(int err) {
+  return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE;
+}
 
 static int fork_failed(plua_pool *p, int err, int started) {
   pool_say(p, err, "cannot start worker %d of %u: %s", (int)p->alive + 1, p->target,
@@ -289,8 +299,8 @@ int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, i
   OWNED(p);
   if (!open_job(p, id) || !count) return PLUA_EARG;
   uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
-  if (count == 1 && grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1,
-                         sizeof *p->cancelled) < 0)
+  if (count == 1 &&
+      grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1, sizeof *p->cancelled) < 0)
     return -ENOMEM;
   recall(p, id, first, end);
   int64_t n = sched_withdraw(p->sched, id, first, end);
@@ -317,10 +327,17 @@ int plua_forget(plua_pool *p, uint64_t id) {
 int plua_stats_get(plua_pool *p, plua_stats *stats) {
   OWNED(p);
   struct sched_counts c = sched_counts(p->sched);
-  plua_stats s = {.workers = (int)p->target, .alive = (int)p->alive, .submitted = c.submitted,
-                  .done = c.done, .retried = c.retried, .started = p->started,
-                  .crashed = p->crashed, .batches = c.batches, .taken_back = c.divided,
-                  .bytes_in = p->bytes_in, .bytes_out = p->bytes_out};
+  plua_stats s = {.workers = (int)p->target,
+                  .alive = (int)p->alive,
+                  .submitted = c.submitted,
+                  .done = c.done,
+                  .retried = c.retried,
+                  .started = p->started,
+                  .crashed = p->crashed,
+                  .batches = c.batches,
+                  .taken_back = c.divided,
+                  .bytes_in = p->bytes_in,
+                  .bytes_out = p->bytes_out};
   if (!stats || !stats->size) return PLUA_EARG;
   s.size = stats->size < sizeof s ? stats->size : sizeof s;
   memcpy(stats, &s, s.size);

@@ -13,23 +13,23 @@
 enum { BOOT_DEATHS_MAX = 3 };
 
 enum worker_state {
-  W_NONE,   /* no process */
+  W_NONE, /* no process */
   W_BOOTING,
   W_UP
 };
 
 struct worker {
   enum worker_state state;
-  bool broken;   /* broke the protocol: what it says is ignored until it is dead */
-  bool doomed;   /* held, or killed, for the sake of one item */
-  bool silent;   /* W doomed: that item's outcome is not told */
+  bool broken;      /* broke the protocol: what it says is ignored until it is dead */
+  bool doomed;      /* held, or killed, for the sake of one item */
+  bool silent;      /* W doomed: that item's outcome is not told */
   unsigned slot, k; /* doomed: the item */
-  int code;      /* doomed: its outcome */
+  int code;         /* doomed: its outcome */
 };
 
 /* What the pool keeps of a job beside sched's own record; found by sched_index. */
 struct pool_job {
-  uint64_t id;       /* 0: none */
+  uint64_t id; /* 0: none */
   uint64_t call_off, call_len;
   struct places places;
   bool forgotten;
@@ -45,18 +45,18 @@ struct plua_pool {
   struct store *store;
   const volatile char *ours; /* 1 in the owner, 0 in processes that it forks */
   struct worker *worker;
-  unsigned target, alive;
+  unsigned target, alive, slots;
   struct pool_job *job;
   size_t job_cap;
-  uint64_t put_job;          /* whose item plua_put is writing; 0: none */
+  uint64_t put_job;              /* whose item plua_put is writing; 0: none */
   uint64_t lent_job, lent_index; /* whose payload goes when the event is released */
   struct cancelled *cancelled;   /* events to tell */
   size_t cancels, cancels_told, cancel_cap;
   bool closing, ended_told, fork_told;
-  int short_code;            /* to tell: why fewer workers than wanted; 0: nothing */
+  int short_code; /* to tell: why fewer workers than wanted; 0: nothing */
   bool short_told;
-  int64_t fork_after_ns;     /* no fork is asked for before */
-  int failed;                /* PLUA_EBOOT: all is over */
+  int64_t fork_after_ns; /* no fork is asked for before */
+  int failed;            /* PLUA_EBOOT: all is over */
   unsigned boot_deaths;
   int boot_signal, boot_status;
   uint64_t started, crashed, bytes_in, bytes_out;
@@ -79,6 +79,6 @@ unsigned pool_missing(const struct plua_pool *p);
 struct pool_job *pool_job(struct plua_pool *p, uint64_t id);
 /* Makes the pool's message and answers 'code'. */
 int pool_say(struct plua_pool *p, int code, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+  __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -8,8 +8,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <poll.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -100,7 +100,9 @@ void proc_reap(struct proc *p, int *sig, int *status) {
   *p = (struct proc){0, -1};
 }
 
-static void nothing(int sig) { (void)sig; }
+static void nothing(int sig) {
+  (void)sig;
+}
 
 static void signals_reset(const struct proc_signals *s) {
   struct sigaction a = {.sa_handler = SIG_DFL};

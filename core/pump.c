@@ -9,8 +9,8 @@
 
 #include "pool.h"
 
-#define TICK_IDLE_NS 200000   /* somebody is idle and work might be divided */
-#define TICK_BUSY_NS 2000000  /* something might be stuck behind a slow item */
+#define TICK_IDLE_NS 200000  /* somebody is idle and work might be divided */
+#define TICK_BUSY_NS 2000000 /* something might be stuck behind a slow item */
 
 int pool_say(struct plua_pool *p, int code, const char *format, ...) {
   va_list args;
@@ -56,8 +56,12 @@ void pool_post(struct plua_pool *p) {
   struct sched_batch b;
   while (sched_post(p->sched, &slot, &b) > 0) {
     const struct pool_job *j = pool_job(p, b.job);
-    struct link_batch out = {.job = b.job, .first = b.first, .n = b.n, .attempt = b.attempt,
-                             .call_off = j->call_off, .call_len = j->call_len,
+    struct link_batch out = {.job = b.job,
+                             .first = b.first,
+                             .n = b.n,
+                             .attempt = b.attempt,
+                             .call_off = j->call_off,
+                             .call_len = j->call_len,
                              .urgent = b.urgent};
     if (j->places.count) {
       out.off = places_at(&j->places, b.first);
@@ -110,9 +114,16 @@ static int fail_boot(struct plua_pool *p, const struct link_event *l, plua_event
   p->boot_signal = l->signal;
   p->boot_status = l->status;
   pool_say(p, PLUA_EBOOT, "%s", plua_strerror(PLUA_EBOOT));
-  *e = (plua_event){.what = PLUA_BOOT, .failed = l->what == LINK_BOOT, .code = PLUA_EBOOT,
-                    .data = l->data, .len = l->len, .worker = l->worker + 1, .pid = l->pid,
-                    .signal = l->signal, .status = l->status, .elapsed_ns = -1};
+  *e = (plua_event){.what = PLUA_BOOT,
+                    .failed = l->what == LINK_BOOT,
+                    .code = PLUA_EBOOT,
+                    .data = l->data,
+                    .len = l->len,
+                    .worker = l->worker + 1,
+                    .pid = l->pid,
+                    .signal = l->signal,
+                    .status = l->status,
+                    .elapsed_ns = -1};
   return 1;
 }
 
@@ -125,18 +136,25 @@ static void batch_freed(struct plua_pool *p, unsigned slot, uint64_t job) {
 static int outcome(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct sched_item item;
   bool freed, failed = l->what != LINK_VALUE;
-  enum sched_verdict v =
-      sched_outcome(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag, failed, &item, &freed);
+  enum sched_verdict v = sched_outcome(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag,
+                                       failed, &item, &freed);
   if (UNLIKELY(v == SCHED_FAULT)) {
     suspect(p, l->worker);
     return 0;
   }
   p->bytes_out += l->len;
   if (v == SCHED_DELIVER) {
-    *e = (plua_event){.what = l->what == LINK_CODE ? PLUA_LOST : PLUA_RESULT, .failed = l->failed,
-                      .code = l->code, .job = item.job, .index = item.index, .data = l->data,
-                      .len = l->len, .worker = l->worker + 1, .pid = l->pid,
-                      .attempts = item.attempt, .elapsed_ns = l->elapsed_ns};
+    *e = (plua_event){.what = l->what == LINK_CODE ? PLUA_LOST : PLUA_RESULT,
+                      .failed = l->failed,
+                      .code = l->code,
+                      .job = item.job,
+                      .index = item.index,
+                      .data = l->data,
+                      .len = l->len,
+                      .worker = l->worker + 1,
+                      .pid = l->pid,
+                      .attempts = item.attempt,
+                      .elapsed_ns = l->elapsed_ns};
     if (l->what == LINK_CODE) e->len = 0;
     item_done(p, item.job, item.index);
   }
@@ -184,9 +202,15 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
     pool_release(p);
     return 0;
   }
-  *e = (plua_event){.what = PLUA_LOST, .code = death_code(&was, l), .job = item.job,
-                    .index = item.index, .worker = l->worker + 1, .pid = l->pid,
-                    .attempts = item.attempt, .signal = l->signal, .status = l->status,
+  *e = (plua_event){.what = PLUA_LOST,
+                    .code = death_code(&was, l),
+                    .job = item.job,
+                    .index = item.index,
+                    .worker = l->worker + 1,
+                    .pid = l->pid,
+                    .attempts = item.attempt,
+                    .signal = l->signal,
+                    .status = l->status,
                     .elapsed_ns = -1};
   return 1;
 }
@@ -201,8 +225,13 @@ static void came_back(struct plua_pool *p, unsigned slot) {
 }
 
 static int left(const struct link_event *l, plua_event *e) {
-  *e = (plua_event){.what = PLUA_LEFT, .failed = 1, .data = l->data, .len = l->len,
-                    .worker = l->worker + 1, .pid = l->pid, .elapsed_ns = -1};
+  *e = (plua_event){.what = PLUA_LEFT,
+                    .failed = 1,
+                    .data = l->data,
+                    .len = l->len,
+                    .worker = l->worker + 1,
+                    .pid = l->pid,
+                    .elapsed_ns = -1};
   return 1;
 }
 
@@ -211,24 +240,37 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
   struct worker *w = l->what == LINK_BACK ? NULL : &p->worker[l->worker];
   if (w && w->broken && l->what != LINK_DEAD) return 0;
   switch (l->what) {
-  case LINK_NOTHING: return 0;
+  case LINK_NOTHING:
+    return 0;
   case LINK_UP:
     w->state = W_UP;
     p->boot_deaths = 0;
     return 0;
-  case LINK_BOOT: return fail_boot(p, l, e);
+  case LINK_BOOT:
+    return fail_boot(p, l, e);
   case LINK_BEGIN:
     if (!sched_begin(p->sched, (unsigned)l->worker, (unsigned)l->slot)) suspect(p, l->worker);
     return 0;
   case LINK_VALUE:
   case LINK_ERROR:
-  case LINK_CODE: return outcome(p, l, e);
-  case LINK_END: sched_timed(p->sched, (unsigned)l->worker, l->n, l->elapsed_ns); return 0;
-  case LINK_LEFT: return left(l, e);
-  case LINK_BACK: came_back(p, (unsigned)l->slot); return 0;
-  case LINK_QUIET: decide(p, l->worker); return 0;
-  case LINK_FAULT: w->broken = true; return 0;
-  case LINK_DEAD: return death(p, l, e);
+  case LINK_CODE:
+    return outcome(p, l, e);
+  case LINK_END:
+    sched_timed(p->sched, (unsigned)l->worker, l->n, l->elapsed_ns);
+    return 0;
+  case LINK_LEFT:
+    return left(l, e);
+  case LINK_BACK:
+    came_back(p, (unsigned)l->slot);
+    return 0;
+  case LINK_QUIET:
+    decide(p, l->worker);
+    return 0;
+  case LINK_FAULT:
+    w->broken = true;
+    return 0;
+  case LINK_DEAD:
+    return death(p, l, e);
   }
   IMPOSSIBLE("event of no kind");
 }
@@ -276,8 +318,11 @@ static int tell(struct plua_pool *p, plua_event *e) {
 }
 
 static int told_failure(struct plua_pool *p, plua_event *e) {
-  *e = (plua_event){.what = PLUA_BOOT, .code = p->failed, .signal = p->boot_signal,
-                    .status = p->boot_status, .elapsed_ns = -1};
+  *e = (plua_event){.what = PLUA_BOOT,
+                    .code = p->failed,
+                    .signal = p->boot_signal,
+                    .status = p->boot_status,
+                    .elapsed_ns = -1};
   return 0;
 }
 
@@ -301,7 +346,9 @@ static bool told_something(const struct plua_pool *p) {
   return ended(p) ? !p->ended_told : wants_fork(p);
 }
 
-static int64_t sooner(int64_t a, int64_t b) { return a < 0 ? b : b < 0 || a < b ? a : b; }
+static int64_t sooner(int64_t a, int64_t b) {
+  return a < 0 ? b : b < 0 || a < b ? a : b;
+}
 
 int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
   if (!*p->ours) return PLUA_EOWNER;
@@ -315,14 +362,16 @@ int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
     int64_t nap = sooner(left, tick(p));
     if (p->fork_after_ns && pool_missing(p)) nap = sooner(nap, p->fork_after_ns - now_ns() + 1000);
     if (nap < -1) nap = 0;
-    int low = sched_waiting(p->sched) ? 16 : 0;
+    int low = sched_waiting(p->sched) ? (int)p->slots / 4 : 0;
     int r = p->link->ops->wait(p->link, nap, bulk ? LINK_BULK : LINK_ANY, low);
     if (r) return r;
     if (until >= 0 && now_ns() >= until) return 0;
   }
 }
 
-int plua_fd(plua_pool *p) { return *p->ours ? p->link->ops->fd(p->link) : PLUA_EOWNER; }
+int plua_fd(plua_pool *p) {
+  return *p->ours ? p->link->ops->fd(p->link) : PLUA_EOWNER;
+}
 
 int plua_dispatch(plua_pool *p) {
   if (!*p->ours) return PLUA_EOWNER;

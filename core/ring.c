@@ -19,7 +19,9 @@
 #define LEN_MASK ((UINT32_C(1) << LEN_BITS) - 1)
 #define SKIP LEN_MASK /* no frame here: go on at the start of the ring */
 
-static uint64_t span(uint32_t len) { return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7); }
+static uint64_t span(uint32_t len) {
+  return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7);
+}
 
 static void header_write(unsigned char *p, uint32_t word, uint32_t tag) {
   memcpy(p, &word, 4);

@@ -11,10 +11,10 @@ enum { RING_HEAD = 8, RING_KINDS = 16 };
 
 /* The shared half. Positions count bytes since the ring was made and never wrap. */
 struct ring_shared {
-  _Atomic uint64_t tail;    /* writer: all before it is whole */
+  _Atomic uint64_t tail; /* writer: all before it is whole */
   char pad0[56];
-  _Atomic uint64_t head;    /* reader: all before it may be overwritten */
-  _Atomic uint32_t room;    /* reader: futex, changes when a waiting writer should look again */
+  _Atomic uint64_t head; /* reader: all before it may be overwritten */
+  _Atomic uint32_t room; /* reader: futex, changes when a waiting writer should look again */
   char pad1[52];
   _Atomic uint64_t mark;    /* reader: the tail at which it wants to be woken; UINT64_MAX: never */
   _Atomic uint32_t waiting; /* writer: 1 while it waits for room */
@@ -33,8 +33,8 @@ struct ring {
 };
 
 struct ring_frame {
-  unsigned kind;           /* 0 .. RING_KINDS - 1, the writer's */
-  uint32_t tag;            /* the writer's */
+  unsigned kind; /* 0 .. RING_KINDS - 1, the writer's */
+  uint32_t tag;  /* the writer's */
   uint32_t len;
   const unsigned char *body; /* in the ring, valid until ring_take */
 };
@@ -56,7 +56,9 @@ static inline bool ring_wanted(const struct ring *r) {
   return atomic_load_explicit(&r->shared->mark, memory_order_relaxed) <= r->tail;
 }
 /* The largest body that always fits once the ring is empty. */
-static inline size_t ring_max(const struct ring *r) { return r->size / 2 - RING_HEAD; }
+static inline size_t ring_max(const struct ring *r) {
+  return r->size / 2 - RING_HEAD;
+}
 
 /* Reader: 1 and the next frame, 0 when there is none, PLUA_EPROTO when the bytes make no sense. */
 int ring_peek(struct ring *r, struct ring_frame *f);

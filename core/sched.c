@@ -11,7 +11,8 @@
 
 #include "base.h"
 
-#define TARGET_NS 500000 /* work in a batch: far above what giving it out costs, far below a wait */
+#define TARGET_NS 500000 /* work in a batch: far above what giving it out costs, far below a wait \
+                          */
 #define FLOOR_NS 20000   /* near the end batches shrink, but not below this much work */
 #define STUCK_NS 1000000 /* a batch that stands still for so long has met a slow item */
 
@@ -31,10 +32,10 @@ enum batch_state { B_FREE, B_OUT, B_BEGUN };
 struct batch {
   enum batch_state state;
   uint64_t job, first;
-  unsigned n, got;   /* got: outcomes received, so item first + got is the oldest open one */
+  unsigned n, got; /* got: outcomes received, so item first + got is the oldest open one */
   unsigned crashes, errors;
-  unsigned worker;   /* B_BEGUN */
-  int64_t seen_ns;   /* when 'seen' was first met */
+  unsigned worker; /* B_BEGUN */
+  int64_t seen_ns; /* when 'seen' was first met */
   unsigned seen;
 };
 
@@ -45,7 +46,7 @@ struct job {
   uint64_t id, count;
   uint64_t queued, out; /* items in spans; batches out */
   unsigned chunk, crash_retries, error_retries;
-  double item_ns;       /* measured; 0: not yet */
+  double item_ns; /* measured; 0: not yet */
   uint32_t next_free;
 };
 
@@ -57,12 +58,12 @@ struct sched {
   unsigned *free_slot, free_slots, slots, unbegun, begun;
   struct job *job;
   size_t jobs, job_cap;
-  uint32_t free_job;     /* index + 1; 0: none */
+  uint32_t free_job; /* index + 1; 0: none */
   uint64_t serial;
-  uint64_t *last_job;    /* of each worker: the job it was timed in */
+  uint64_t *last_job; /* of each worker: the job it was timed in */
   unsigned workers, team;
   uint64_t queued, pending;
-  unsigned cursor;       /* where sched_divide goes on looking */
+  unsigned cursor; /* where sched_divide goes on looking */
   struct sched_counts counts;
 };
 
@@ -82,7 +83,9 @@ static int set_aside(struct sched *s, unsigned n) {
 }
 
 /* Each batch that is out may come back as two spans: the item that is tried again, and the rest. */
-int sched_prepare(struct sched *s) { return set_aside(s, 2 * (s->slots - s->free_slots) + 4); }
+int sched_prepare(struct sched *s) {
+  return set_aside(s, 2 * (s->slots - s->free_slots) + 4);
+}
 
 static struct span *node(struct sched *s) {
   struct span *p = s->spare;
@@ -173,7 +176,9 @@ void sched_close(struct sched *s) {
   free(s);
 }
 
-void sched_team(struct sched *s, unsigned workers) { s->team = workers ? workers : 1; }
+void sched_team(struct sched *s, unsigned workers) {
+  s->team = workers ? workers : 1;
+}
 
 /* ---- jobs ---------------------------------------------------------------------------------- */
 
@@ -218,9 +223,13 @@ bool sched_known(const struct sched *s, uint64_t id) {
   return j && j->state == J_OPEN;
 }
 
-bool sched_held(const struct sched *s, uint64_t id) { return job_of(s, id) != NULL; }
+bool sched_held(const struct sched *s, uint64_t id) {
+  return job_of(s, id) != NULL;
+}
 
-uint32_t sched_index(uint64_t id) { return id & ((1 << JOB_BITS) - 1); }
+uint32_t sched_index(uint64_t id) {
+  return id & ((1 << JOB_BITS) - 1);
+}
 
 /* Cuts [first, end) out of a span; the part behind it becomes a span of its own. */
 static uint64_t cut(struct sched *s, struct span *p, uint64_t first, uint64_t end) {
@@ -344,8 +353,12 @@ static void requeue(struct sched *s, const struct batch *b, unsigned from, unsig
     s->counts.done += n - from;
     return;
   }
-  enqueue(s, 1, &(struct span){.job = b->job, .first = b->first + from, .n = n - from,
-                               .crashes = crashes, .errors = errors});
+  enqueue(s, 1,
+          &(struct span){.job = b->job,
+                         .first = b->first + from,
+                         .n = n - from,
+                         .crashes = crashes,
+                         .errors = errors});
 }
 
 void sched_unpost(struct sched *s, unsigned slot) {
@@ -469,10 +482,18 @@ enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t ne
 
 /* ---- dividing ------------------------------------------------------------------------------ */
 
-bool sched_waiting(const struct sched *s) { return s->queued > 0; }
-uint64_t sched_pending(const struct sched *s) { return s->pending; }
-unsigned sched_unbegun(const struct sched *s) { return s->unbegun; }
-struct sched_counts sched_counts(const struct sched *s) { return s->counts; }
+bool sched_waiting(const struct sched *s) {
+  return s->queued > 0;
+}
+uint64_t sched_pending(const struct sched *s) {
+  return s->pending;
+}
+unsigned sched_unbegun(const struct sched *s) {
+  return s->unbegun;
+}
+struct sched_counts sched_counts(const struct sched *s) {
+  return s->counts;
+}
 
 bool sched_divisible(const struct sched *s) {
   for (unsigned i = 0, seen = 0; i < s->slots && seen < s->begun; i++) {

@@ -79,8 +79,8 @@ bool sched_back(struct sched *s, unsigned slot, unsigned keep);
 /* Worker w began the batch in 'slot'. False: a fault. */
 bool sched_begin(struct sched *s, unsigned w, unsigned slot);
 /* Worker w published the outcome of item k of the batch in slot. *freed: the slot is free now. */
-enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k, bool failed,
-                                 struct sched_item *item, bool *freed);
+enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
+                                 bool failed, struct sched_item *item, bool *freed);
 /* Worker w spent 'ns' on 'n' items of the batch that it began last. */
 void sched_timed(struct sched *s, unsigned w, unsigned n, int64_t ns);
 /* Worker w died in 'slot' (-1: in none), having begun 'next' items of it (-1: not known). At most
@@ -96,7 +96,7 @@ enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t ne
 int sched_divide(struct sched *s, int64_t now_ns, bool idle, unsigned *keep);
 /* Whether a batch that was begun could be divided, now or later. */
 bool sched_divisible(const struct sched *s);
-bool sched_waiting(const struct sched *s);   /* items wait for a slot */
+bool sched_waiting(const struct sched *s);     /* items wait for a slot */
 uint64_t sched_pending(const struct sched *s); /* items without an outcome */
 unsigned sched_unbegun(const struct sched *s); /* batches out that no worker has begun */
 struct sched_counts sched_counts(const struct sched *s);

@@ -13,15 +13,16 @@
 #include "team.h"
 
 enum { LIVE_MAX = 64, ROOM_MIN = 64, CLOCK_EVERY = 16, IDLE_MS = 1000, WAIT_MS = 100 };
-#define SPILL_SOFT (UINT64_C(32) << 20) /* spilled bytes that may wait before we wait for the owner */
+#define SPILL_SOFT \
+  (UINT64_C(32) << 20) /* spilled bytes that may wait before we wait for the owner */
 
 /* Messages too large for the ring lie one behind the other in the spill area, which starts again
    at 0 whenever the owner has released them all. */
 struct spill {
   unsigned char *base;
-  size_t size, at, end;     /* message under way: [at, end) */
-  size_t touched;           /* memory exists below this */
-  uint32_t sent, done;      /* messages published, and released as last seen */
+  size_t size, at, end; /* message under way: [at, end) */
+  size_t touched;       /* memory exists below this */
+  uint32_t sent, done;  /* messages published, and released as last seen */
 };
 
 struct server {
@@ -30,8 +31,8 @@ struct server {
   struct slice *slice;
   struct ring ring;
   struct spill spill;
-  bool spilled;            /* the message under way lies in the spill area */
-  bool deaf;               /* the doorbell cannot be rung: leave after publishing */
+  bool spilled; /* the message under way lies in the spill area */
+  bool deaf;    /* the doorbell cannot be rung: leave after publishing */
   unsigned me;
   uint64_t from[LANES], mine;
   uint64_t ran;
@@ -159,16 +160,17 @@ static void say_tail(struct server *s, int code, int64_t elapsed, uint32_t k) {
   struct frame_tail tail = {elapsed, code, 0};
   if (code > 0 && plua_write(&s->out, &tail, sizeof tail) == 0) {
     reply_publish(s, FRAME_ERROR, k);
-    return;
+  } else {
+    if (code > 0) tail.code = -ENOMEM;
+    say(s, FRAME_CODE, k, &tail, sizeof tail);
   }
-  if (code > 0) tail.code = -ENOMEM;
-  say(s, FRAME_CODE, k, &tail, sizeof tail);
+  doorbell(s); /* the owner may want to stop at the first error */
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
 
-/* Items of a batch lie one behind the other: 8 bytes of length, the payload, aligned to 8 (store.c).
-   Answers where the next one lies. */
+/* Items of a batch lie one behind the other: 8 bytes of length, the payload, aligned to 8
+   (store.c). Answers where the next one lies. */
 static uint64_t payload_at(const struct team *t, uint64_t off, const void **data, size_t *len) {
   uint64_t n;
   memcpy(&n, t->base + off, 8);
@@ -290,7 +292,8 @@ static const volatile char *mark_process(void) {
 static void offer_to_oom(void) {
   int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
   if (fd < 0) return;
-  if (write_all(fd, "500", 3) < 0) { /* the owner was offered more already: stays so */ }
+  if (write_all(fd, "500", 3) < 0) { /* the owner was offered more already: stays so */
+  }
   close(fd);
 }
 

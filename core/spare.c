@@ -30,8 +30,10 @@ _Noreturn void spare_serve(struct team *t) {
       futex_wait(&b->spare_ask, ask, 60000);
       continue;
     }
+    /* Read before the fork: the owner may ask for the next one before this one runs. */
+    unsigned w = (unsigned)atomic_load(&b->spare_worker);
     int r = proc_fork_sibling(&b->spare_pid);
-    if (r == 0) serve(t, (unsigned)atomic_load(&b->spare_worker));
+    if (r == 0) serve(t, w);
     if (r < 0) atomic_store(&b->spare_pid, r);
     done = ask;
     atomic_store(&b->spare_done, done);

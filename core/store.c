@@ -13,8 +13,8 @@
 enum { HEAD = 8, WARM_MAX = 32 }; /* WARM_MAX: free segments that keep their memory */
 
 struct segment {
-  uint32_t live; /* payloads that begin here */
-  uint32_t run;  /* first of a run in use: its length; 0: free, or not the first */
+  uint32_t live;   /* payloads that begin here */
+  uint32_t run;    /* first of a run in use: its length; 0: free, or not the first */
   bool used, warm; /* warm: memory is behind it */
 };
 
@@ -24,19 +24,23 @@ struct store {
   uint64_t low, count; /* where segment 0 lies; how many fit */
   int fd;
   struct segment *segment;
-  size_t known, cap;   /* segments that were ever used */
+  size_t known, cap; /* segments that were ever used */
   unsigned warm_free;
-  bool open;           /* a payload is under way */
-  uint64_t first;      /* segment being filled; valid if filling */
+  bool open;      /* a payload is under way */
+  uint64_t first; /* segment being filled; valid if filling */
   bool filling;
-  uint64_t at, end;    /* next free place and the end of the segment or run being filled */
-  uint64_t start;      /* payload under way: place of its length */
+  uint64_t at, end;           /* next free place and the end of the segment or run being filled */
+  uint64_t start;             /* payload under way: place of its length */
   uint64_t chain, next_chain; /* whose payload lies right before 'at'; of the one under way */
   bool follows;
 };
 
-static uint64_t place(const struct store *s, uint64_t segment) { return s->low + segment * SEGMENT; }
-static uint64_t segment_of(const struct store *s, uint64_t off) { return (off - s->low) / SEGMENT; }
+static uint64_t place(const struct store *s, uint64_t segment) {
+  return s->low + segment * SEGMENT;
+}
+static uint64_t segment_of(const struct store *s, uint64_t off) {
+  return (off - s->low) / SEGMENT;
+}
 
 /* ---- segments ------------------------------------------------------------------------------ */
 

@@ -10,7 +10,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static size_t page_up(size_t n) { return (n + 4095) & ~(size_t)4095; }
+static size_t page_up(size_t n) {
+  return (n + 4095) & ~(size_t)4095;
+}
 
 static void lay_out(struct team *t, size_t payload, size_t spill) {
   t->payload_off = page_up(board_size(t->view.slots));
@@ -23,15 +25,18 @@ static void lay_out(struct team *t, size_t payload, size_t spill) {
   t->total = t->slices_off + t->cap * t->stride;
 }
 
-/* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink. */
+/* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink.
+ */
 static int map(struct team *t) {
   size_t payload = (size_t)1 << 40, spill = (size_t)16 << 30;
   for (; spill >= ((size_t)1 << 20); payload /= 4, spill /= 4) {
     lay_out(t, payload, spill);
     if (ftruncate(t->memory_fd, (off_t)t->total) < 0) continue;
-    t->base = mmap(NULL, t->total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                   t->memory_fd, 0);
-    if (t->base != MAP_FAILED) return 0;
+    t->base = mmap(NULL, t->total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, t->memory_fd,
+                   0);
+    if (t->base == MAP_FAILED) continue;
+    madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
+    return 0;
   }
   return -ENOMEM;
 }

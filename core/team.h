@@ -11,7 +11,7 @@
 /* board | payload area | slice 0 | slice 1 | ...   (sparse: memory is used when it is touched)
    slice = struct slice | ring data | spill area */
 struct slice {
-  _Atomic uint64_t word;       /* board.h */
+  _Atomic uint64_t word; /* board.h */
   char pad0[56];
   _Atomic uint32_t retire;     /* owner: leave when idle */
   _Atomic uint32_t sleeping;   /* worker: counted in board.sleepers */
@@ -25,9 +25,9 @@ struct team {
   size_t total;
   size_t payload_off, payload_len;
   size_t slices_off, stride;
-  size_t ring_off, ring_size;    /* in a slice */
-  size_t spill_off, spill_len;   /* in a slice */
-  unsigned cap;                  /* slices */
+  size_t ring_off, ring_size;  /* in a slice */
+  size_t spill_off, spill_len; /* in a slice */
+  unsigned cap;                /* slices */
   struct board_view view;
   int memory_fd, bell_fd, epoll_fd;
   pid_t owner;
