@@ -126,21 +126,22 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
 
 /* ---- deaths -------------------------------------------------------------------------------- */
 
-/* A slot that is out but neither ready nor with a living worker came back: its worker died before
-   it had begun, or someone scribbled on it. */
-static bool orphan(struct local *l, unsigned i) {
+/* A slot that is out but neither ready nor with another worker came back: the dead one had not
+   begun it, or someone scribbled on it. What other workers that ended had begun is still in their
+   rings. */
+static bool orphan(struct local *l, const struct peer *dead, unsigned i) {
   struct posted *o = &l->posted[i];
   if (o->state != OUT_READY) return false;
   uint64_t s = atomic_load(&l->team.view.slot[i].state);
   if (s == slot_state(o->seq, 0, SLOT_READY)) return false;
   unsigned w = (unsigned)(s >> 8 & 0xffffff) - 1;
   bool taken = s == slot_state(o->seq, w + 1, SLOT_TAKEN) && w < l->team.cap;
-  return !taken || l->peer[w].state == P_ENDED || l->peer[w].state == P_NONE;
+  return !taken || &l->peer[w] == dead || l->peer[w].state == P_NONE;
 }
 
-static int tell_orphan(struct local *l, struct link_event *e) {
+static int tell_orphan(struct local *l, const struct peer *dead, struct link_event *e) {
   for (unsigned i = 0; i < l->team.view.slots; i++) {
-    if (!orphan(l, i)) continue;
+    if (!orphan(l, dead, i)) continue;
     l->posted[i].state = OUT_NONE;
     e->what = LINK_BACK;
     e->slot = (int)i;
@@ -165,7 +166,7 @@ static void forget_peer(struct local *l, struct peer *p) {
 }
 
 static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
-  if (tell_orphan(l, e)) return 1;
+  if (tell_orphan(l, p, e)) return 1;
   uint64_t word = atomic_load(&p->slice->word);
   if (word == WORD_HOLD) word = p->word;
   e->what = LINK_DEAD;

@@ -66,9 +66,10 @@ struct link_ops {
   int (*start)(struct link *l, int w);
   /* Asks worker w to leave when it is idle; w negative: all of them. */
   void (*retire)(struct link *l, int w);
-  /* Stops worker w from claiming if it runs one of the items [low, high) of 'slot': which (then
-     LINK_QUIET or LINK_DEAD comes), or -1: it runs none of them. 'resume' undoes it. */
-  int (*hold)(struct link *l, int w, unsigned slot, unsigned low, unsigned high);
+  /* Stops the worker that runs one of the items [low, high) of 'slot' from claiming: its number,
+     and *k is the item (then LINK_QUIET or LINK_DEAD comes); or -1: none of them runs. 'resume'
+     undoes it. */
+  int (*hold)(struct link *l, unsigned slot, unsigned low, unsigned high, unsigned *k);
   void (*resume)(struct link *l, int w);
   void (*kill)(struct link *l, int w);
   int (*next)(struct link *l, struct link_event *e);

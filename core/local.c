@@ -60,6 +60,15 @@ static void local_flush(struct link *link) {
   l->fresh = 0;
 }
 
+/* Which worker the board says has taken a slot; -1: none that could be. */
+static int taker(const struct local *l, unsigned i) {
+  uint64_t state = atomic_load(&l->team.view.slot[i].state);
+  unsigned w = (unsigned)(state >> 8 & 0xffffff) - 1;
+  bool taken = l->posted[i].state != OUT_NONE && w < l->team.cap &&
+               state == slot_state(l->posted[i].seq, w + 1, SLOT_TAKEN);
+  return taken ? (int)w : -1;
+}
+
 static int local_retract(struct link *link, unsigned i, unsigned keep) {
   struct local *l = self(link);
   struct posted *p = &l->posted[i];
@@ -69,11 +78,10 @@ static int local_retract(struct link *link, unsigned i, unsigned keep) {
     p->state = OUT_NONE;
     return 0;
   }
-  uint64_t state = atomic_load(&v->slot[i].state);
-  unsigned w = (unsigned)(state >> 8 & 0xffffff) - 1, end;
-  if (state != slot_state(p->seq, w + 1, SLOT_TAKEN) || w >= l->team.cap) return -1;
-  struct peer *peer = &l->peer[w];
-  if (peer->state != P_ALIVE || (p->state == OUT_BEGUN && peer->slot != (int)i)) return -1;
+  int w = taker(l, i);
+  struct peer *peer = w < 0 ? NULL : &l->peer[w];
+  unsigned end;
+  if (!peer || peer->state != P_ALIVE || (p->state == OUT_BEGUN && peer->slot != (int)i)) return -1;
   if (keep == 0) keep = 1; /* a batch that was taken stays one, if an empty one */
   int m = word_shrink(&peer->slice->word, p->seq, keep, &end);
   if (m < 0 || end != p->n) return -1;
@@ -171,10 +179,11 @@ static void local_retire(struct link *link, int w) {
   board_wake(&l->team.view, INT32_MAX);
 }
 
-static int local_hold(struct link *link, int w, unsigned slot, unsigned low, unsigned high) {
+static int local_hold(struct link *link, unsigned slot, unsigned low, unsigned high, unsigned *k) {
   struct local *l = self(link);
-  struct peer *p = &l->peer[w];
-  if (p->state != P_ALIVE) return -1;
+  int w = taker(l, slot);
+  struct peer *p = w < 0 ? NULL : &l->peer[w];
+  if (!p || p->state != P_ALIVE || p->broken) return -1;
   uint64_t word = atomic_load(&p->slice->word);
   do {
     if (word == WORD_HOLD || word_seq(word) != l->posted[slot].seq) return -1;
@@ -183,7 +192,8 @@ static int local_hold(struct link *link, int w, unsigned slot, unsigned low, uns
   p->word = word;
   p->state = P_HELD;
   p->quiet = false;
-  return (int)word_next(word) - 1;
+  *k = word_next(word) - 1;
+  return w;
 }
 
 static void local_resume(struct link *link, int w) {

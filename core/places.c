@@ -13,21 +13,23 @@ struct places_chunk {
   uint64_t off[PLACES_CHUNK];
 };
 
-int places_add(struct places *p, uint64_t off, bool follows) {
+int places_prepare(struct places *p) {
   size_t c = p->count / PLACES_CHUNK;
-  if (c >= p->chunks) {
-    int err = grow((void **)&p->chunk, &p->cap, c + 1, sizeof *p->chunk);
-    if (err < 0) return err;
-    struct places_chunk *new = calloc(1, sizeof *new);
-    if (!new) return -ENOMEM;
-    p->chunk[p->chunks++] = new;
-  }
-  struct places_chunk *k = p->chunk[c];
+  if (c < p->chunks) return 0;
+  int err = grow((void **)&p->chunk, &p->cap, c + 1, sizeof *p->chunk);
+  if (err < 0) return err;
+  struct places_chunk *new = calloc(1, sizeof *new);
+  if (!new) return -ENOMEM;
+  p->chunk[p->chunks++] = new;
+  return 0;
+}
+
+void places_add(struct places *p, uint64_t off, bool follows) {
+  struct places_chunk *k = p->chunk[p->count / PLACES_CHUNK];
   if (!k) IMPOSSIBLE("a chunk went before it was full");
   k->off[p->count % PLACES_CHUNK] = off | (follows ? 1 : 0);
   k->live++;
   p->count++;
-  return 0;
 }
 
 static uint64_t *entry(const struct places *p, uint64_t index) {

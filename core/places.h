@@ -15,8 +15,10 @@ struct places {
   uint64_t count; /* items added so far */
 };
 
-/* Adds the next item. 'follows': it lies right behind the one before. 0 or -ENOMEM. */
-int places_add(struct places *p, uint64_t off, bool follows);
+/* Makes room for one more item. 0 or -ENOMEM. */
+int places_prepare(struct places *p);
+/* Adds the next item, for which there is room. 'follows': it lies right behind the one before. */
+void places_add(struct places *p, uint64_t off, bool follows);
 /* Where item 'index' lies; 0: it is done, or never was. */
 uint64_t places_at(const struct places *p, uint64_t index);
 /* How many of the n items from 'first' on lie one behind the other: at least 1. */

@@ -177,7 +177,8 @@ PLUA_API int plua_extend(plua_pool *pool, uint64_t id, uint64_t count);
 
 /* Adds one item with a payload: plua_put lends a writer, plua_put_end adds what was written as the
    job's next item, plua_put_drop forgets it. One item at a time for each pool. The bytes stay in
-   shared memory until the item's outcome is known. */
+   shared memory until the item's outcome is known (of a range that was cancelled: until
+   plua_forget). A job has items with payload or without, not both. */
 PLUA_API int plua_put(plua_pool *pool, uint64_t id, plua_out **out);
 PLUA_API int plua_put_end(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);

@@ -175,7 +175,7 @@ int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   uint64_t new;
   int err = sched_job(p->sched, o.chunksize, o.crash_retries, o.error_retries, &new);
   if (err) return err;
-  struct pool_job j = {.id = new};
+  struct pool_job j = {.id = new, .positions = o.count > 0};
   err = job_room(p, new);
   if (!err) err = call_store(p, &o, &j);
   if (!err) {
@@ -203,34 +203,39 @@ int plua_extend(plua_pool *p, uint64_t id, uint64_t count) {
   struct pool_job *j = open_job(p, id);
   if (!j || j->places.count) return PLUA_EARG;
   int err = sched_add(p->sched, id, count);
-  if (!err) pool_post(p);
-  return err;
+  if (err) return err;
+  j->positions |= count > 0;
+  pool_post(p);
+  return 0;
 }
 
 int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
   OWNED(p);
-  if (!open_job(p, id) || p->put_job) return PLUA_EARG;
+  const struct pool_job *j = open_job(p, id);
+  if (!j || j->positions || p->put_job) return PLUA_EARG;
   int err = store_begin(p->store, id, out);
   if (!err) p->put_job = id;
   return err;
 }
 
+/* All that can fail is done before the payload is kept, so an item is added whole or not at all. */
 int plua_put_end(plua_pool *p) {
   OWNED(p);
   struct pool_job *j = open_job(p, p->put_job);
   if (!j) return PLUA_EARG;
   uint64_t off, len;
   bool follows;
-  p->put_job = 0;
-  store_end(p->store, &off, &follows);
-  int err = places_add(&j->places, off, follows);
+  int err = places_prepare(&j->places);
+  if (!err) err = sched_prepare(p->sched);
   if (err) {
-    store_free(p->store, off);
+    plua_put_drop(p);
     return err;
   }
+  p->put_job = 0;
+  store_end(p->store, &off, &follows);
+  places_add(&j->places, off, follows);
+  if (sched_add(p->sched, j->id, 1) < 0) IMPOSSIBLE("no room though it was prepared");
   memcpy(&len, p->link->memory + off, sizeof len);
-  err = sched_add(p->sched, j->id, 1);
-  if (err) return err; /* the payload goes with the job */
   p->bytes_in += len;
   pool_post(p);
   return 0;
@@ -267,26 +272,18 @@ static void recall(plua_pool *p, uint64_t id, uint64_t first, uint64_t end) {
 
 /* Dooms workers that run an item of [first, end): they are held now, killed when all that they
    published is told. */
-static unsigned doom(plua_pool *p, uint64_t id, uint64_t first, uint64_t end, bool silent) {
+static void doom(plua_pool *p, uint64_t id, uint64_t first, uint64_t end, bool silent) {
   struct sched_batch b;
   int who;
-  unsigned got, doomed = 0;
+  unsigned got, k;
   for (unsigned slot = 0; sched_slot_next(p->sched, id, &slot); slot++) {
-    if (!sched_out(p->sched, slot, &b, &who, &got) || who < 0 || p->worker[who].doomed) continue;
-    if (b.first + b.n <= first || b.first >= end) continue;
+    if (!sched_out(p->sched, slot, &b, &who, &got) || b.first + b.n <= first || b.first >= end)
+      continue;
     unsigned low = first > b.first ? (unsigned)(first - b.first) : 0;
     unsigned high = end - b.first < b.n ? (unsigned)(end - b.first) : b.n;
-    int k = p->link->ops->hold(p->link, who, slot, low, high);
-    if (k < 0) continue;
-    struct worker *w = &p->worker[who];
-    w->doomed = true;
-    w->silent = silent;
-    w->slot = slot;
-    w->k = (unsigned)k;
-    w->code = PLUA_ECANCELLED;
-    doomed++;
+    int w = p->link->ops->hold(p->link, slot, low > got ? low : got, high, &k);
+    if (w >= 0) pool_doom(p, w, slot, k, PLUA_ECANCELLED, silent);
   }
-  return doomed;
 }
 
 static int note_cancelled(plua_pool *p, uint64_t id, uint64_t index) {

@@ -32,6 +32,7 @@ struct pool_job {
   uint64_t id; /* 0: none */
   uint64_t call_off, call_len;
   struct places places;
+  bool positions; /* has items without payload: then all are */
   bool forgotten;
 };
 
@@ -66,6 +67,9 @@ struct plua_pool {
 /* pump.c */
 /* Gives out what waits. */
 void pool_post(struct plua_pool *p);
+/* Worker w is held in item k of 'slot' and shall not live to end it: 'code' is its outcome, not
+   told if 'silent'. */
+void pool_doom(struct plua_pool *p, int w, unsigned slot, unsigned k, int code, bool silent);
 /* Takes back what was not begun of the batch in a slot, all but 'keep'. False: nothing. */
 bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep);
 /* Takes work back for idle workers and from behind slow items. */

@@ -66,22 +66,34 @@ void pool_post(struct plua_pool *p) {
     if (j->places.count) {
       out.off = places_at(&j->places, b.first);
       out.n = places_run(&j->places, b.first, b.n);
-      if (out.n < b.n) sched_back(p->sched, slot, out.n);
+      if (out.n < b.n) sched_unpost(p->sched, slot, out.n);
     }
     if (p->link->ops->post(p->link, slot, &out) == 0) continue;
-    sched_unpost(p->sched, slot);
+    sched_unpost(p->sched, slot, 0);
     break;
   }
   p->link->ops->flush(p->link);
 }
 
 bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep) {
-  if (sched_prepare(p->sched) < 0) return false;
-  int m = p->link->ops->retract(p->link, slot, keep);
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  if (!sched_out(p->sched, slot, &b, &who, &got) || sched_prepare(p->sched) < 0) return false;
+  int m = p->link->ops->retract(p->link, slot, keep > got ? keep : got);
   if (m < 0) return false;
   bool freed = sched_back(p->sched, slot, (unsigned)m);
   if (freed && m > 0) p->link->ops->release(p->link, slot);
   return true;
+}
+
+void pool_doom(struct plua_pool *p, int number, unsigned slot, unsigned k, int code, bool silent) {
+  struct worker *w = &p->worker[number];
+  w->doomed = true;
+  w->silent = silent;
+  w->slot = slot;
+  w->k = k;
+  w->code = code;
 }
 
 void pool_divide(struct plua_pool *p) {
@@ -186,14 +198,17 @@ static int death_code(const struct worker *w, const struct link_event *l) {
 static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct worker *w = &p->worker[l->worker], was = *w;
   struct sched_item item;
-  bool freed;
+  struct sched_batch b = {0};
+  int who;
+  unsigned got;
+  bool freed, out = l->slot >= 0 && sched_out(p->sched, (unsigned)l->slot, &b, &who, &got);
   enum sched_verdict v = sched_death(p->sched, (unsigned)l->worker, l->slot, l->next, was.doomed,
                                      &item, &freed);
   *w = (struct worker){.state = W_NONE};
   p->alive--;
   p->crashed += item.job != 0;
   if (freed) p->link->ops->release(p->link, (unsigned)l->slot);
-  if (freed && item.job) pool_tidy(p, item.job);
+  if (freed && out) pool_tidy(p, b.job);
   if (sched_waiting(p->sched)) pool_post(p);
   if (was.state == W_BOOTING && ++p->boot_deaths >= BOOT_DEATHS_MAX) return fail_boot(p, l, e);
   if (v != SCHED_DELIVER) return 0;
@@ -256,7 +271,7 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
   case LINK_CODE:
     return outcome(p, l, e);
   case LINK_END:
-    sched_timed(p->sched, (unsigned)l->worker, l->n, l->elapsed_ns);
+    if (!sched_end(p->sched, (unsigned)l->worker, l->n, l->elapsed_ns)) suspect(p, l->worker);
     return 0;
   case LINK_LEFT:
     return left(l, e);

@@ -60,7 +60,8 @@ static inline size_t ring_max(const struct ring *r) {
   return r->size / 2 - RING_HEAD;
 }
 
-/* Reader: 1 and the next frame, 0 when there is none, PLUA_EPROTO when the bytes make no sense. */
+/* Reader: 1 and the next frame, 0 when there is none, PLUA_EPROTO when the bytes make no sense:
+   then the ring is of no more use, do not ask again. */
 int ring_peek(struct ring *r, struct ring_frame *f);
 /* Reader: done with that frame. Room is given back in large steps and when the ring runs empty. */
 void ring_take(struct ring *r, const struct ring_frame *f);

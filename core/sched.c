@@ -11,7 +11,8 @@
 
 #include "base.h"
 
-#define TARGET_NS 500000 /* work in a batch: far above what giving it out costs, far below a wait \
+#define TARGET_NS                                                                                 \
+  500000                 /* work in a batch: far above what giving it out costs, far below a wait \
                           */
 #define FLOOR_NS 20000   /* near the end batches shrink, but not below this much work */
 #define STUCK_NS 1000000 /* a batch that stands still for so long has met a slow item */
@@ -34,6 +35,7 @@ struct batch {
   uint64_t job, first;
   unsigned n, got; /* got: outcomes received, so item first + got is the oldest open one */
   unsigned crashes, errors;
+  bool urgent;
   unsigned worker; /* B_BEGUN */
   int64_t seen_ns; /* when 'seen' was first met */
   unsigned seen;
@@ -50,6 +52,12 @@ struct job {
   uint32_t next_free;
 };
 
+/* What a worker began last. */
+struct last {
+  uint64_t job;
+  unsigned slot;
+};
+
 struct sched {
   struct queue queue[2]; /* urgent, normal */
   struct span *spare;    /* free nodes, linked by 'next' */
@@ -60,7 +68,7 @@ struct sched {
   size_t jobs, job_cap;
   uint32_t free_job; /* index + 1; 0: none */
   uint64_t serial;
-  uint64_t *last_job; /* of each worker: the job it was timed in */
+  struct last *last; /* of each worker */
   unsigned workers, team;
   uint64_t queued, pending;
   unsigned cursor; /* where sched_divide goes on looking */
@@ -144,11 +152,11 @@ int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   for (int i = 0; i < 2; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
   s->batch = calloc(slots, sizeof *s->batch);
   s->free_slot = calloc(slots, sizeof *s->free_slot);
-  s->last_job = calloc(workers, sizeof *s->last_job);
+  s->last = calloc(workers, sizeof *s->last);
   s->slots = slots;
   s->workers = workers;
   s->team = 1;
-  if (!s->batch || !s->free_slot || !s->last_job) {
+  if (!s->batch || !s->free_slot || !s->last) {
     sched_close(s);
     return -ENOMEM;
   }
@@ -171,7 +179,7 @@ void sched_close(struct sched *s) {
   free_list(s->spare, NULL);
   free(s->batch);
   free(s->free_slot);
-  free(s->last_job);
+  free(s->last);
   free(s->job);
   free(s);
 }
@@ -317,6 +325,7 @@ int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
                       .job = p->job,
                       .first = p->first,
                       .n = (unsigned)n,
+                      .urgent = lane == 0,
                       .crashes = p->crashes,
                       .errors = p->errors};
   *out = (struct sched_batch){b->job, b->first, b->n, 1 + b->crashes + b->errors, lane == 0};
@@ -361,9 +370,25 @@ static void requeue(struct sched *s, const struct batch *b, unsigned from, unsig
                          .errors = errors});
 }
 
-void sched_unpost(struct sched *s, unsigned slot) {
-  sched_back(s, slot, 0);
+void sched_unpost(struct sched *s, unsigned slot, unsigned keep) {
+  struct batch *b = &s->batch[slot];
+  if (b->state != B_OUT || keep >= b->n) IMPOSSIBLE("what was posted cannot be unposted");
+  struct span *p = node(s), *head = &s->queue[b->urgent ? 0 : 1].head;
+  *p = (struct span){.next = head->next,
+                     .prev = head,
+                     .job = b->job,
+                     .first = b->first + keep,
+                     .n = b->n - keep,
+                     .crashes = b->crashes,
+                     .errors = b->errors};
+  head->next->prev = p;
+  head->next = p;
+  job_of(s, b->job)->queued += p->n;
+  s->queued += p->n;
+  b->n = keep;
+  if (keep) return;
   s->counts.batches--;
+  slot_free(s, b);
 }
 
 bool sched_back(struct sched *s, unsigned slot, unsigned keep) {
@@ -396,12 +421,18 @@ bool sched_slot_next(const struct sched *s, uint64_t id, unsigned *slot) {
 
 /* ---- what workers do ----------------------------------------------------------------------- */
 
+/* Whether every outcome of what worker w began last has come. */
+static bool at_rest(const struct sched *s, unsigned w) {
+  const struct batch *b = &s->batch[s->last[w].slot];
+  return !s->last[w].job || b->state != B_BEGUN || b->worker != w;
+}
+
 bool sched_begin(struct sched *s, unsigned w, unsigned slot) {
   struct batch *b = &s->batch[slot];
-  if (b->state != B_OUT || w >= s->workers) return false;
+  if (b->state != B_OUT || w >= s->workers || !at_rest(s, w)) return false;
   b->state = B_BEGUN;
   b->worker = w;
-  s->last_job[w] = b->job;
+  s->last[w] = (struct last){b->job, slot};
   s->unbegun--;
   s->begun++;
   return true;
@@ -451,12 +482,14 @@ enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, uns
   return v;
 }
 
-void sched_timed(struct sched *s, unsigned w, unsigned n, int64_t ns) {
-  struct job *j = w < s->workers ? job_of(s, s->last_job[w]) : NULL;
-  if (!j || n == 0 || ns < 0) return;
+bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns) {
+  if (w >= s->workers || !at_rest(s, w)) return false;
+  struct job *j = job_of(s, s->last[w].job);
+  if (!j || n == 0 || ns < 0) return true;
   double each = (double)ns / n;
   if (each < 1) each = 1;
   j->item_ns = j->item_ns > 0 ? (3 * j->item_ns + each) / 4 : each;
+  return true;
 }
 
 /* c items were begun, p have outcomes: c == p charges nobody, c == p + 1 charges item p; anything

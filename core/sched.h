@@ -59,9 +59,10 @@ uint32_t sched_index(uint64_t id);
 /* ---- batches ------------------------------------------------------------------------------- */
 
 /* The next batch to give out: 1 and *slot, *b; 0 when nothing waits or no slot is free; -ENOMEM.
-   The slot counts as out from then on; sched_unpost takes that back when it could not be posted. */
+   The slot counts as out from then on; sched_unpost takes that back as far as it could not be
+   posted: all but 'keep' items wait again where they waited. */
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *b);
-void sched_unpost(struct sched *s, unsigned slot);
+void sched_unpost(struct sched *s, unsigned slot, unsigned keep);
 /* What is out in a slot; false if nothing is. 'worker' is -1 until one has begun it; 'got' is how
    many outcomes have come. */
 bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *b, int *worker,
@@ -76,13 +77,14 @@ bool sched_back(struct sched *s, unsigned slot, unsigned keep);
 
 /* ---- what workers do ----------------------------------------------------------------------- */
 
-/* Worker w began the batch in 'slot'. False: a fault. */
+/* Worker w began the batch in 'slot'. False: a fault, as when its last one is not done. */
 bool sched_begin(struct sched *s, unsigned w, unsigned slot);
 /* Worker w published the outcome of item k of the batch in slot. *freed: the slot is free now. */
 enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
                                  bool failed, struct sched_item *item, bool *freed);
-/* Worker w spent 'ns' on 'n' items of the batch that it began last. */
-void sched_timed(struct sched *s, unsigned w, unsigned n, int64_t ns);
+/* Worker w ended the batch that it began last, having spent 'ns' on 'n' items. False: a fault, not
+   all its outcomes have come. */
+bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns);
 /* Worker w died in 'slot' (-1: in none), having begun 'next' items of it (-1: not known). At most
    one item is charged: *item, if the verdict is not SCHED_DROP with job 0. 'final': it is not tried
    again whatever its retries say. *freed: the slot is free now. */

@@ -12,7 +12,14 @@
 
 #include "team.h"
 
-enum { LIVE_MAX = 64, ROOM_MIN = 64, CLOCK_EVERY = 16, IDLE_MS = 1000, WAIT_MS = 100 };
+enum {
+  LIVE_MAX = 64,
+  ROOM_MIN = 64,
+  CLOCK_EVERY = 16,
+  CLOCK_FINE_NS = 2000,
+  IDLE_MS = 1000,
+  WAIT_MS = 100
+};
 #define SPILL_SOFT \
   (UINT64_C(32) << 20) /* spilled bytes that may wait before we wait for the owner */
 
@@ -80,36 +87,41 @@ static void spill_tidy(struct server *s) {
   p->done = atomic_load_explicit(&s->slice->spill_done, memory_order_acquire);
   if (p->done != p->sent) return;
   p->at = 0;
-  if (p->touched <= 2 * SPILL_SOFT) return;
+  if (s->spilled || p->touched <= 2 * SPILL_SOFT) return;
   madvise(p->base + SPILL_SOFT, p->touched - SPILL_SOFT, MADV_REMOVE);
   p->touched = SPILL_SOFT;
 }
 
-static int spill_begin(struct server *s, size_t want) {
+/* Waits until so little of what was sent is unreleased that 'want' bytes find room. A message that
+   is under way ('used' bytes at 'at') moves to the start when all before it is released. */
+static int spill_room(struct server *s, size_t used, size_t want) {
   struct spill *p = &s->spill;
-  spill_tidy(s);
-  while (p->at && (p->at >= SPILL_SOFT || p->sent - p->done >= LIVE_MAX)) {
-    wait_owner(s);
+  if (want > p->size) return PLUA_ETOOBIG;
+  size_t soft = s->spilled ? p->size : SPILL_SOFT;
+  for (;;) {
+    size_t at = p->at;
     spill_tidy(s);
+    if (used && p->at < at) memmove(p->base + p->at, p->base + at, used);
+    if (!p->at || (p->at < soft && p->sent - p->done < LIVE_MAX && want <= p->size - p->at))
+      return 0;
+    wait_owner(s);
   }
-  if (want > p->size - p->at) return PLUA_ETOOBIG;
-  return spill_touch(p, p->at + want);
 }
 
 static int into_spill(struct server *s, size_t used, size_t want) {
   struct spill *p = &s->spill;
-  int err = s->spilled ? 0 : spill_begin(s, want);
-  if (!err && want > p->size - p->at) err = PLUA_ETOOBIG;
-  size_t roomy = want + want / 2; /* growth without quadratic copying; touched lazily */
-  if (roomy > p->size - p->at) roomy = p->size - p->at;
-  if (!err) err = spill_touch(p, p->at + roomy);
+  int err = spill_room(s, s->spilled ? used : 0, want);
   if (err) return err;
-  if (!s->spilled) memcpy(p->base + p->at, s->out.begin, used);
-  s->spilled = true;
+  size_t roomy = want + want / 2; /* growth without quadratic copying */
+  if (roomy > p->size - p->at) roomy = p->size - p->at;
+  err = spill_touch(p, p->at + roomy);
+  if (!err && !s->spilled) memcpy(p->base + p->at, s->out.begin, used);
+  s->spilled = s->spilled || !err;
+  if (!s->spilled) return err;
   s->out.begin = p->base + p->at;
   s->out.at = s->out.begin + used;
-  s->out.end = s->out.begin + roomy;
-  return 0;
+  if (!err) s->out.end = s->out.begin + roomy;
+  return err;
 }
 
 static int more(plua_out *out, size_t need) {
@@ -190,6 +202,21 @@ static void run_one(struct server *s, plua_item *item, uint32_t k, int64_t since
   s->ran++;
 }
 
+/* When an item began, for its error's sake: exact where items take long, off by at most
+   CLOCK_EVERY - 1 items of less than CLOCK_FINE_NS each where they are short. */
+struct stopwatch {
+  int64_t since;
+  unsigned left, step;
+};
+
+static void clock_read(struct stopwatch *w) {
+  int64_t now = now_ns();
+  bool brief = w->step && now - w->since < (int64_t)w->step * CLOCK_FINE_NS;
+  w->step = brief ? CLOCK_EVERY : 1;
+  w->left = w->step - 1;
+  w->since = now;
+}
+
 static bool spent(const struct server *s) {
   return s->deaf || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
@@ -205,18 +232,21 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
   say(s, FRAME_BEGIN, i, NULL, 0);
-  int64_t start = now_ns(), since = start;
+  struct stopwatch watch = {0};
+  int64_t start = now_ns();
   int k;
   while (!spent(s) && (k = word_claim(&s->slice->word, &s->mine)) >= 0) {
     if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
-    if (count++ % CLOCK_EVERY == 0) since = now_ns();
+    if (watch.left-- == 0) clock_read(&watch);
+    count++;
     item.index = first + (unsigned)k;
     if (cursor) cursor = payload_at(s->team, cursor, &item.data, &item.len);
-    run_one(s, &item, (uint32_t)k, since);
+    run_one(s, &item, (uint32_t)k, watch.since);
   }
+  if (spent(s)) return false; /* the owner sees from the word how far it came */
   int64_t took = now_ns() - start;
   say(s, FRAME_END, count, &took, sizeof took);
-  return !spent(s);
+  return true;
 }
 
 /* Nothing to take: sleeps. False: this worker shall leave. */

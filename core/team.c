@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static size_t page_up(size_t n) {
@@ -28,10 +29,12 @@ static void lay_out(struct team *t, size_t payload, size_t spill) {
 /* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink.
  */
 static int map(struct team *t) {
+  struct rlimit file = {RLIM_INFINITY, RLIM_INFINITY};
+  getrlimit(RLIMIT_FSIZE, &file); /* beyond it ftruncate would kill the host by SIGXFSZ */
   size_t payload = (size_t)1 << 40, spill = (size_t)16 << 30;
   for (; spill >= ((size_t)1 << 20); payload /= 4, spill /= 4) {
     lay_out(t, payload, spill);
-    if (ftruncate(t->memory_fd, (off_t)t->total) < 0) continue;
+    if (t->total > file.rlim_cur || ftruncate(t->memory_fd, (off_t)t->total) < 0) continue;
     t->base = mmap(NULL, t->total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, t->memory_fd,
                    0);
     if (t->base == MAP_FAILED) continue;
