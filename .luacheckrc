@@ -4,3 +4,5 @@ max_line_length = 100
 codes = true
 files["spec"].std = "+busted"
 files[".luacheckrc"].std = "+luacheckrc"
+-- This one is about globals.
+files["spec/codec_spec.lua"].ignore = { "111", "112", "113", "122", "142", "143" }

@@ -28,7 +28,7 @@ LUA     ?= $(or $(wildcard $(LUA_DIR:%=%/bin/lua) $(LUA_DIR:%=%/src/lua)),lua5.4
 
 none    :=
 clang   := $(findstring clang,$(notdir $(firstword $(CC))))
-variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(if $(LUA_DIR),lua))
+variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(if $(LUA_DIR),ownlua))
 B       := build$(if $(variant),/$(subst $(none) $(none),-,$(variant)))
 
 SRC     := $(filter-out core/main.c,$(wildcard core/*.c))
@@ -108,7 +108,7 @@ run: all  ## the main job: identifiers in the C headers of this machine
 
 test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
 	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
-	  PLUA_MAKE="CC='$(CC)' LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
+	  PLUA_MAKE="CC='$(CC)' SAN= SMALL= FAIL= LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
 	  MAKEFLAGS= scripts/test.sh $(SPEC)
 
 kit: $(KIT) $(HOST)  ## what the specs load and start
@@ -224,11 +224,6 @@ build/fuzz/%: spec/fuzz/%.c $(SRC) $(wildcard core/*.h)
 # ---- install -----------------------------------------------------------------------------------
 
 root := $(DESTDIR)$(PREFIX)
-pc_text = prefix=$(PREFIX)\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: plua\n\
-Description: runs Lua functions over data in forked worker processes\nVersion: $(VERSION)\n\
-$(if $(LUA_DIR),,Requires.private: $(LUA_PC)\n)Libs: -L$${libdir} -lplua\n\
-Cflags: -I$${includedir}\n
-
 install: all  ## into DESTDIR/PREFIX
 	install -d $(root)/bin $(root)/include $(root)/lib/pkgconfig $(root)/lib/lua/$(LUA_V)/plua \
 	  $(root)/share/lua/$(LUA_V)/plua $(root)/share/man/man1
@@ -238,7 +233,11 @@ install: all  ## into DESTDIR/PREFIX
 	install -m 755 $(B)/$(SO) $(root)/lib/
 	ln -sf $(SO) $(root)/lib/libplua.so.$(SOMAJOR)
 	ln -sf libplua.so.$(SOMAJOR) $(root)/lib/libplua.so
-	printf '$(pc_text)' >$(root)/lib/pkgconfig/plua.pc
+	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
+	  'Name: plua' 'Description: runs Lua functions over data in forked worker processes' \
+	  'Version: $(VERSION)' $(if $(LUA_DIR),,'Requires.private: $(LUA_PC)') \
+	  'Libs: -L$${libdir} -lplua$(if $(LUA_DIR), $(strip $(LUA_LIBS)))' \
+	  'Cflags: -I$${includedir}' >$(root)/lib/pkgconfig/plua.pc
 	install -m 755 $(B)/lua/plua/core.so $(root)/lib/lua/$(LUA_V)/plua/
 	$(if $(LUA_SRC),install -m 644 $(LUA_SRC) $(root)/share/lua/$(LUA_V)/plua/)
 	$(if $(MAN),install -m 644 $(MAN) $(root)/share/man/man1/)

@@ -29,8 +29,8 @@ void board_make(struct board_view *v, void *memory, uint32_t slots) {
   _Static_assert(sizeof(struct slot) == 64, "one slot, one cache line");
   _Static_assert(sizeof(struct board) == 128, "the header keeps slots aligned");
   v->board = memory;
-  v->slots = v->board->slots = slots;
-  v->queue = v->board->queue = queue_for(slots);
+  v->slots = slots;
+  v->queue = queue_for(slots);
   v->order[0] = (_Atomic uint64_t *)(v->board + 1);
   v->order[1] = v->order[0] + v->queue;
   v->slot = (struct slot *)(v->order[1] + v->queue);
@@ -49,21 +49,44 @@ uint64_t slot_check(const struct slot *s, uint32_t seq) {
 }
 
 bool board_room(struct board_view *v, unsigned lane) {
-  struct lane *l = &v->board->lane[lane];
-  if (atomic_load(&l->tail) - atomic_load(&l->front) < v->queue) return true;
+  if (v->tail[lane] - v->front[lane] < v->queue) return true;
   board_advance(v);
-  return atomic_load(&l->tail) - atomic_load(&l->front) < v->queue;
+  return v->tail[lane] - v->front[lane] < v->queue;
+}
+
+void board_list(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane) {
+  uint64_t tail = v->tail[lane]++;
+  atomic_store_explicit(&v->order[lane][tail & (v->queue - 1)], (uint64_t)seq << 32 | i,
+                        memory_order_relaxed);
+  atomic_store_explicit(&v->board->lane[lane].tail, tail + 1, memory_order_release);
 }
 
 void board_post(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane) {
-  struct lane *l = &v->board->lane[lane];
-  uint64_t tail = atomic_load_explicit(&l->tail, memory_order_relaxed);
   struct slot *s = &v->slot[i];
   s->check = slot_check(s, seq);
   atomic_store_explicit(&s->state, slot_state(seq, 0, SLOT_READY), memory_order_release);
-  atomic_store_explicit(&v->order[lane][tail & (v->queue - 1)], (uint64_t)seq << 32 | i,
-                        memory_order_relaxed);
-  atomic_store_explicit(&l->tail, tail + 1, memory_order_release);
+  board_list(v, i, seq, lane);
+}
+
+bool board_sane(const struct board_view *v, bool closed) {
+  const struct board *b = v->board;
+  bool same = atomic_load(&b->closed) == closed;
+  for (unsigned lane = 0; lane < LANES; lane++)
+    same = same && atomic_load(&b->lane[lane].tail) == v->tail[lane] &&
+           atomic_load(&b->lane[lane].front) == v->front[lane];
+  return same;
+}
+
+void board_heal(struct board_view *v, bool closed, uint32_t sleepers) {
+  struct board *b = v->board;
+  for (unsigned lane = 0; lane < LANES; lane++) {
+    v->front[lane] = v->tail[lane];
+    atomic_store(&b->lane[lane].front, v->front[lane]);
+    atomic_store(&b->lane[lane].tail, v->tail[lane]);
+  }
+  atomic_store(&b->closed, closed);
+  atomic_store(&b->sleepers, sleepers);
+  atomic_store(&b->low, UINT64_MAX);
 }
 
 void board_wake(struct board_view *v, int n) {
@@ -86,14 +109,14 @@ static bool entry_ready(const struct board_view *v, uint64_t entry, uint32_t *sl
 
 void board_advance(struct board_view *v) {
   for (unsigned lane = 0; lane < LANES; lane++) {
-    struct lane *l = &v->board->lane[lane];
-    uint64_t tail = atomic_load_explicit(&l->tail, memory_order_relaxed);
-    uint64_t front = atomic_load_explicit(&l->front, memory_order_relaxed), was = front;
+    uint64_t front = v->front[lane];
     uint32_t slot, seq;
-    while (front < tail &&
+    while (front < v->tail[lane] &&
            !entry_ready(v, atomic_load(&v->order[lane][front & (v->queue - 1)]), &slot, &seq))
       front++;
-    if (front != was) atomic_store_explicit(&l->front, front, memory_order_release);
+    if (front == v->front[lane]) continue;
+    v->front[lane] = front;
+    atomic_store_explicit(&v->board->lane[lane].front, front, memory_order_release);
   }
 }
 
@@ -109,8 +132,9 @@ static int lane_take(struct board_view *v, unsigned lane, uint64_t *from, uint32
   struct lane *l = &v->board->lane[lane];
   uint64_t tail = atomic_load_explicit(&l->tail, memory_order_acquire);
   uint64_t front = atomic_load_explicit(&l->front, memory_order_relaxed);
-  if (*from < front) *from = front;
-  if (tail - *from > v->queue) *from = tail - v->queue; /* only on a scribbled board */
+  if (*from < front && front <= tail) *from = front;
+  if (*from > tail || tail - *from > v->queue) /* only after somebody scribbled on the board */
+    *from = tail > v->queue ? tail - v->queue : 0;
   for (uint64_t p = *from; p < tail; p++) {
     uint64_t entry = atomic_load_explicit(&v->order[lane][p & (v->queue - 1)],
                                           memory_order_relaxed);

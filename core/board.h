@@ -63,7 +63,7 @@ struct board {
                            the first one sets it to UINT64_MAX */
   _Atomic uint32_t spare_ask, spare_done; /* futexes between the owner and the spare */
   _Atomic int32_t spare_worker, spare_pid;
-  uint32_t slots, queue; /* counts; queue is a power of two, at least 2 * slots */
+  _Atomic uint64_t spare_check; /* over the request and a number that only the team knows */
   char pad[48];
   /* then: uint64_t order[LANES][queue] (seq:32 | slot:32), struct slot slot[slots] */
 };
@@ -74,6 +74,7 @@ struct board_view {
   _Atomic uint64_t *order[LANES];
   struct slot *slot;
   uint32_t slots, queue;
+  uint64_t front[LANES], tail[LANES]; /* owner: what the board should say */
   bool ring; /* worker: board_take met 'low': ring the doorbell, then clear this */
 };
 
@@ -85,6 +86,11 @@ void board_make(struct board_view *v, void *memory, uint32_t slots);
 bool board_room(struct board_view *v, unsigned lane);
 /* Owner: makes slot i ready under 'seq' in a lane. The slot's other fields are filled already. */
 void board_post(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane);
+/* Owner: whether the board still says what the owner wrote there. */
+bool board_sane(const struct board_view *v, bool closed);
+/* Owner: writes it again, with empty lanes; ready slots must be listed again by board_list. */
+void board_heal(struct board_view *v, bool closed, uint32_t sleepers);
+void board_list(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane);
 /* Owner: wakes up to n sleeping workers, if any sleep. */
 void board_wake(struct board_view *v, int n);
 /* Owner: takes a batch back that no worker has taken. False: one has. */

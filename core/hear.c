@@ -19,15 +19,28 @@ static void give_back(struct local *l) {
   ring_give(&p->ring);
 }
 
-static bool frame_begin(struct local *l, struct peer *p, uint32_t slot, struct link_event *e) {
-  if (slot >= l->team.view.slots) return false;
-  struct posted *o = &l->posted[slot];
-  unsigned w = (unsigned)(p - l->peer);
-  if (o->state != OUT_READY ||
-      atomic_load(&l->team.view.slot[slot].state) != slot_state(o->seq, w + 1, SLOT_TAKEN))
-    return false;
+enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w) {
+  uint64_t s = atomic_load(&l->team.view.slot[i].state);
+  uint32_t seq = l->posted[i].seq;
+  *w = (unsigned)(s >> 8 & 0xffffff) - 1;
+  if (s == slot_state(seq, 0, SLOT_READY)) return SAYS_READY;
+  return s == slot_state(seq, *w + 1, SLOT_TAKEN) && *w < l->team.cap ? SAYS_TAKEN : SAYS_GARBAGE;
+}
+
+/* A worker may begin what the board says that it took; where the board was overwritten, what it
+   knows the number of. */
+static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame *f,
+                        struct link_event *e) {
+  uint32_t seq;
+  unsigned w;
+  if (f->tag >= l->team.view.slots || f->len != sizeof seq) return false;
+  memcpy(&seq, f->body, sizeof seq);
+  struct posted *o = &l->posted[f->tag];
+  if (o->state != OUT_READY || o->seq != seq) return false;
+  enum slot_says says = slot_says(l, f->tag, &w);
+  if (says == SAYS_READY || (says == SAYS_TAKEN && w != (unsigned)(p - l->peer))) return false;
   o->state = OUT_BEGUN;
-  e->slot = p->slot = (int)slot;
+  e->slot = p->slot = (int)f->tag;
   e->what = LINK_BEGIN;
   return true;
 }
@@ -84,7 +97,7 @@ static bool understand(struct local *l, struct peer *p, struct link_event *e) {
     e->what = LINK_CODE;
     return p->slot != NO_SLOT && frame_tail(e, &e->code) && e->code < 0;
   case FRAME_BEGIN:
-    return frame_begin(l, p, f->tag, e);
+    return frame_begin(l, p, f, e);
   case FRAME_END:
     return p->slot != NO_SLOT && frame_end(f, e);
   case FRAME_UP:
@@ -126,27 +139,44 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
 
 /* ---- deaths -------------------------------------------------------------------------------- */
 
-/* A slot that is out but neither ready nor with another worker came back: the dead one had not
-   begun it, or someone scribbled on it. What other workers that ended had begun is still in their
-   rings. */
-static bool orphan(struct local *l, const struct peer *dead, unsigned i) {
-  struct posted *o = &l->posted[i];
-  if (o->state != OUT_READY) return false;
-  uint64_t s = atomic_load(&l->team.view.slot[i].state);
-  if (s == slot_state(o->seq, 0, SLOT_READY)) return false;
-  unsigned w = (unsigned)(s >> 8 & 0xffffff) - 1;
-  bool taken = s == slot_state(o->seq, w + 1, SLOT_TAKEN) && w < l->team.cap;
-  return !taken || &l->peer[w] == dead || l->peer[w].state == P_NONE;
+static int tell_back(struct local *l, unsigned i, struct link_event *e) {
+  l->posted[i].state = OUT_NONE;
+  e->what = LINK_BACK;
+  e->slot = (int)i;
+  return 1;
 }
 
+/* Slots that the dead worker had taken and not begun. What others that ended had begun is still in
+   their rings. */
 static int tell_orphan(struct local *l, const struct peer *dead, struct link_event *e) {
+  unsigned w;
   for (unsigned i = 0; i < l->team.view.slots; i++) {
-    if (!orphan(l, dead, i)) continue;
-    l->posted[i].state = OUT_NONE;
-    e->what = LINK_BACK;
-    e->slot = (int)i;
-    return 1;
+    if (l->posted[i].state != OUT_READY || slot_says(l, i, &w) != SAYS_TAKEN) continue;
+    if (&l->peer[w] != dead && l->peer[w].state != P_NONE) continue;
+    e->worker = (int)w;
+    e->pid = dead->pid;
+    e->signal = dead->signal;
+    e->status = dead->status;
+    e->code = dead->broken ? PLUA_EPROTO : 0;
+    return tell_back(l, i, e);
   }
+  return 0;
+}
+
+/* Slots whose state is garbage come back too, but not before who has taken one of them has had time
+   to say so, and who spoilt them is dead. */
+static int tell_garbage(struct local *l, struct link_event *e) {
+  unsigned w;
+  if (now_ns() - l->garbage_ns < GARBAGE_NS) return 0;
+  for (unsigned i = 0; i < l->lives; i++)
+    if (l->peer[l->live[i]].broken) return 0;
+  for (unsigned i = 0; i < l->team.view.slots; i++) {
+    if (l->posted[i].state != OUT_READY || slot_says(l, i, &w) != SAYS_GARBAGE) continue;
+    e->worker = -1;
+    e->code = PLUA_EPROTO;
+    return tell_back(l, i, e);
+  }
+  l->garbage_ns = 0;
   return 0;
 }
 
@@ -180,6 +210,7 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   e->status = p->status;
   e->code = p->broken ? PLUA_EPROTO : 0;
   forget_peer(l, p);
+  local_heal(l, p->broken);
   return 1;
 }
 
@@ -200,10 +231,12 @@ static int tell_peer(struct local *l, struct peer *p, struct link_event *e) {
 int hear_next(struct local *l, struct link_event *e) {
   give_back(l);
   e->slot = NO_SLOT;
+  e->data = NULL;
   e->len = 0;
   e->elapsed_ns = -1;
   e->signal = e->status = e->code = e->failed = 0;
   if (UNLIKELY(++l->frames > FRAMES_PER_LOOK)) local_look(l, 0);
+  if (UNLIKELY(l->garbage_ns) && tell_garbage(l, e)) return 1;
   for (unsigned tried = 0; tried < l->lives; tried++) {
     if (l->at >= l->lives) l->at = 0;
     if (tell_peer(l, &l->peer[l->live[l->at]], e)) return 1;
@@ -213,6 +246,7 @@ int hear_next(struct local *l, struct link_event *e) {
 }
 
 bool hear_ready(const struct local *l, enum link_wait how) {
+  if (l->garbage_ns && now_ns() - l->garbage_ns >= GARBAGE_NS) return true;
   for (unsigned i = 0; i < l->lives; i++) {
     const struct peer *p = &l->peer[l->live[i]];
     if (p->state == P_ENDED || (p->state == P_HELD && !p->quiet)) return true;

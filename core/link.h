@@ -29,7 +29,9 @@ enum link_what {
   LINK_CODE,  /* the same, without bytes: code, elapsed_ns */
   LINK_END,   /* the worker needed elapsed_ns for 'n' items of this batch */
   LINK_LEFT,  /* 'leave' reported an error: data */
-  LINK_BACK,  /* the batch in 'slot' came back whole: nothing of it was begun */
+  LINK_BACK,  /* the batch in 'slot' came back whole: nothing of it is known to have begun. code
+                PLUA_EPROTO: a dead worker may have, and has spoilt what would tell; 'worker' is -1
+                where it is not known which */
   LINK_QUIET, /* all that a held worker had published was told */
   LINK_FAULT, /* worker broke the protocol; it is being killed */
   LINK_DEAD   /* worker is gone: 'slot' is the batch it was last in (-1: none), 'next' how many of
@@ -71,6 +73,10 @@ struct link_ops {
      undoes it. */
   int (*hold)(struct link *l, unsigned slot, unsigned low, unsigned high, unsigned *k);
   void (*resume)(struct link *l, int w);
+  /* Which worker has begun an item of 'slot', *k the last one that it began; -1: none. */
+  int (*running)(struct link *l, unsigned slot, unsigned *k);
+  /* Has item k of 'slot' interrupted in worker w, if it still runs it. */
+  void (*interrupt)(struct link *l, int w, unsigned slot, unsigned k);
   void (*kill)(struct link *l, int w);
   int (*next)(struct link *l, struct link_event *e);
   /* 1: something came, 0: time ran out, -EINTR. 'low': ring when few batches are left to take. */

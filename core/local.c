@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/random.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -48,7 +49,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
   s->call_len = b->call_len;
   s->n = (uint16_t)b->n;
   s->attempt = (uint16_t)(b->attempt < UINT16_MAX ? b->attempt : UINT16_MAX);
-  l->posted[i] = (struct posted){OUT_READY, next_seq(l), b->n};
+  l->posted[i] = (struct posted){OUT_READY, next_seq(l), b->n, lane};
   board_post(v, i, l->posted[i].seq, lane);
   l->fresh++;
   return 0;
@@ -173,7 +174,7 @@ static int local_start(struct link *link, int number) {
 static void local_retire(struct link *link, int w) {
   struct local *l = self(link);
   if (w < 0)
-    atomic_store(&l->team.view.board->closed, 1);
+    atomic_store(&l->team.view.board->closed, l->closed = true);
   else if (l->peer[w].state != P_NONE)
     atomic_store(&l->peer[w].slice->retire, 1);
   board_wake(&l->team.view, INT32_MAX);
@@ -201,6 +202,23 @@ static void local_resume(struct link *link, int w) {
   if (p->state != P_HELD) return;
   atomic_store(&p->slice->word, p->word);
   p->state = P_ALIVE;
+}
+
+static int local_running(struct link *link, unsigned slot, unsigned *k) {
+  struct local *l = self(link);
+  int w = taker(l, slot);
+  if (w < 0 || l->peer[w].state != P_ALIVE) return -1;
+  uint64_t word = atomic_load(&l->peer[w].slice->word);
+  if (word == WORD_HOLD || word_seq(word) != l->posted[slot].seq || !word_next(word)) return -1;
+  *k = word_next(word) - 1;
+  return w;
+}
+
+static void local_interrupt(struct link *link, int w, unsigned slot, unsigned k) {
+  struct local *l = self(link);
+  struct peer *p = &l->peer[w];
+  atomic_store(&p->slice->interrupt, word_make(l->posted[slot].seq, k + 1, 0));
+  if (p->state == P_ALIVE) proc_signal(&p->proc, SIGURG);
 }
 
 void local_kill_peer(struct peer *p) {
@@ -246,18 +264,17 @@ int local_look(struct local *l, int64_t timeout_ns) {
 /* The worker's side of this handshake is in serve.c: it publishes, claims (a full barrier), reads
    its mark; here the mark is written, then a barrier, then the rings are read again. */
 static void arm(struct local *l, enum link_wait how, int low) {
-  struct board *b = l->team.view.board;
-  struct lane *lane = &b->lane[LANE_NORMAL];
-  uint64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
-  board_advance(&l->team.view);
-  uint64_t ready = tail - atomic_load_explicit(&lane->front, memory_order_relaxed);
-  atomic_store(&b->low, low > 0 && ready > (uint64_t)low ? tail - (uint64_t)low : UINT64_MAX);
+  struct board_view *v = &l->team.view;
+  board_advance(v);
+  uint64_t tail = v->tail[LANE_NORMAL], ready = tail - v->front[LANE_NORMAL];
+  bool ample = low > 0 && ready > (uint64_t)low;
+  atomic_store(&v->board->low, ample ? tail - (uint64_t)low : UINT64_MAX);
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
     uint64_t ahead = how == LINK_BULK ? p->ring.size / 2 : 1;
     atomic_store_explicit(&p->slice->ring.mark, p->ring.head + ahead, memory_order_relaxed);
   }
-  atomic_store(&b->asleep, 1);
+  atomic_store(&v->board->asleep, 1);
   atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -273,11 +290,48 @@ static int64_t bounded(int64_t timeout_ns, int64_t limit) {
   return timeout_ns < 0 || timeout_ns > limit ? limit : timeout_ns;
 }
 
+/* Workers that are held, but not by us, would wait for ever. */
+static void kill_stuck(struct local *l) {
+  for (unsigned i = 0; i < l->lives; i++) {
+    struct peer *p = &l->peer[l->live[i]];
+    if (p->state != P_ALIVE || atomic_load(&p->slice->word) != WORD_HOLD) continue;
+    p->broken = true;
+    local_kill_peer(p);
+  }
+}
+
+static bool spoilt(const struct local *l) {
+  unsigned w;
+  if (!board_sane(&l->team.view, l->closed)) return true;
+  for (unsigned i = 0; i < l->team.view.slots; i++)
+    if (l->posted[i].state == OUT_READY && slot_says(l, i, &w) == SAYS_GARBAGE) return true;
+  return false;
+}
+
+/* An item that overwrites shared memory reaches the board too; then workers find nothing, or
+   garbage that they do not run. What was ready is listed again, what is garbage comes back
+   (hear.c). */
+void local_heal(struct local *l, bool anyway) {
+  struct board_view *v = &l->team.view;
+  uint32_t sleepers = 0;
+  l->healthy_ns = now_ns();
+  kill_stuck(l);
+  if (!anyway && !spoilt(l)) return;
+  for (unsigned i = 0; i < l->lives; i++)
+    sleepers += atomic_load(&l->peer[l->live[i]].slice->sleeping) == 1;
+  board_heal(v, l->closed, sleepers);
+  for (unsigned i = 0; i < v->slots; i++)
+    if (l->posted[i].state == OUT_READY) board_list(v, i, l->posted[i].seq, l->posted[i].lane);
+  l->garbage_ns = now_ns();
+  board_wake(v, INT32_MAX);
+}
+
 static int local_wait(struct link *link, int64_t timeout_ns, enum link_wait how, int low) {
   struct local *l = self(link);
+  if (now_ns() - l->healthy_ns > HEALTH_NS) local_heal(l, false);
   if (hear_ready(l, how)) return 1;
   arm(l, how, low);
-  int64_t limit = how == LINK_BULK ? BULK_NS : LOOK_NS;
+  int64_t limit = how == LINK_BULK || l->garbage_ns ? BULK_NS : LOOK_NS;
   int n = hear_ready(l, how) ? 1 : local_look(l, bounded(timeout_ns, limit));
   disarm(l);
   if (n == 0 && hear_ready(l, LINK_ANY)) n = 1;
@@ -358,6 +412,8 @@ static const struct link_ops ops = {
   .retire = local_retire,
   .hold = local_hold,
   .resume = local_resume,
+  .running = local_running,
+  .interrupt = local_interrupt,
   .kill = local_kill,
   .next = local_next,
   .wait = local_wait,
@@ -383,6 +439,8 @@ int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks
   l->link.ops = &ops;
   l->timer_fd = -1;
   l->team.owner = getpid();
+  if (getrandom(&l->team.secret, sizeof l->team.secret, GRND_NONBLOCK) < 0)
+    l->team.secret = (uint64_t)now_ns() * (uintptr_t)l;
   l->team.tasks = *tasks;
   l->team.flags = o->flags;
   l->team.max_tasks = o->max_tasks;

@@ -11,7 +11,9 @@ enum {
   TIMER = 1 << 24,
   FRAMES_PER_LOOK = 4096,
   LOOK_NS = 1000000000,
-  BULK_NS = 20000000
+  BULK_NS = 20000000,
+  HEALTH_NS = 500000000,
+  GARBAGE_NS = 50000000
 };
 
 enum peer_state {
@@ -40,7 +42,7 @@ enum posted_state { OUT_NONE, OUT_READY, OUT_BEGUN };
 struct posted {
   enum posted_state state;
   uint32_t seq;
-  unsigned n;
+  unsigned n, lane;
 };
 
 struct local {
@@ -57,7 +59,10 @@ struct local {
   struct peer *lent; /* whose frame the caller has borrowed */
   struct ring_frame frame;
   bool lent_spill;
-  unsigned frames; /* told since descriptors were looked at */
+  bool closed;        /* what the board should say */
+  int64_t garbage_ns; /* when the board was found spoilt; 0: it is not */
+  int64_t healthy_ns; /* when the board was last found sane */
+  unsigned frames;    /* told since descriptors were looked at */
 };
 
 /* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. */
@@ -67,6 +72,11 @@ bool hear_ready(const struct local *l, enum link_wait how);
 /* local.c: takes in what the descriptors say, waiting for at most timeout_ns (negative: no limit).
    How many had something, or a negated errno. */
 int local_look(struct local *l, int64_t timeout_ns);
+/* local.c: writes the board again if it does not say what it should, or 'anyway'. */
+void local_heal(struct local *l, bool anyway);
+/* hear.c: what the state of a slot says of the batch that is out there; *w is who has taken it. */
+enum slot_says { SAYS_READY, SAYS_TAKEN, SAYS_GARBAGE };
+enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w);
 /* local.c: sends SIGKILL to a worker of ours. */
 void local_kill_peer(struct peer *p);
 

@@ -40,7 +40,8 @@ extern "C" {
   X(PLUA_ETHREADS, -4010, "cannot fork a process that has threads")                        \
   X(PLUA_ECODEC, -4011, "value cannot cross processes")                                    \
   X(PLUA_EFORMAT, -4012, "malformed message")                                              \
-  X(PLUA_EDEPTH, -4013, "nested too deeply")
+  X(PLUA_EDEPTH, -4013, "nested too deeply")                                            \
+  X(PLUA_ETIMEOUT, -4014, "took longer than its timeout")
 
 enum plua_error {
 #define PLUA_X(name, code, text) name = (code),
@@ -113,6 +114,9 @@ typedef struct plua_tasks {
   /* Optional. Called last when a worker leaves in peace. Non-zero: what it wrote is an error to
      report (PLUA_LEFT). */
   int (*leave)(void *ctx, plua_out *out);
+  /* Optional. Called in a signal handler while an item runs that has reached its timeout, again
+     every 50 ms while it goes on: makes 'run' end soon, with a positive answer. */
+  void (*interrupt)(void *ctx);
 } plua_tasks;
 
 /* ---- pools --------------------------------------------------------------------------------- */
@@ -166,6 +170,12 @@ typedef struct plua_job {
   unsigned chunksize;        /* items a worker takes at once; 0: chosen from measured rates */
   unsigned crash_retries;    /* how often an item is run again after it took its worker along */
   unsigned error_retries;    /* how often after an error (run answered non-zero) */
+  int64_t timeout_ns;        /* how long an item may run, from its start; 0: as long as it likes.
+                                Then it is interrupted (tasks.interrupt) and, if it still runs
+                                after 500 ms and a tenth of its timeout, or cannot be interrupted,
+                                its worker is killed: PLUA_LOST with PLUA_ETIMEOUT. Measured while
+                                the owner is in plua_next, plua_wait or plua_dispatch: never too
+                                early, and late if the owner is busy elsewhere */
 } plua_job;
 
 /* Adds a job. It runs behind those before it. Answers its number (positive, never used twice) in

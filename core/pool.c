@@ -66,6 +66,7 @@ int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *ta
   if (!p) return -ENOMEM;
   p->target = (unsigned)o.workers;
   p->slots = o.slots;
+  p->interruptible = t.interrupt != NULL;
   int err = parts_open(p, &o, &t);
   if (err)
     parts_close(p);
@@ -109,7 +110,7 @@ int plua_fork(plua_pool *p) {
     if (p->worker[w].state != W_NONE) continue;
     int err = p->link->ops->start(p->link, (int)w);
     if (err < 0) return fork_failed(p, err, started);
-    p->worker[w] = (struct worker){.state = W_BOOTING};
+    p->worker[w] = (struct worker){.state = W_BOOTING, .in_slot = -1};
     p->alive++;
     p->started++;
     started++;
@@ -132,7 +133,7 @@ int plua_resize(plua_pool *p, int workers) {
 int plua_shutdown(plua_pool *p) {
   OWNED(p);
   p->closing = true;
-  if (!sched_waiting(p->sched)) p->link->ops->retire(p->link, -1);
+  pool_retire(p);
   return 0;
 }
 
@@ -164,22 +165,28 @@ static int job_room(plua_pool *p, uint64_t id) {
   return err;
 }
 
+static void time_job(plua_pool *p, int64_t timeout_ns) {
+  if (!p->timed++ || timeout_ns < p->shortest_ns) p->shortest_ns = timeout_ns;
+}
+
 int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   OWNED(p);
   plua_job o = {0};
   if (!job || !job->size || !id) return PLUA_EARG;
   memcpy(&o, job, job->size < sizeof o ? job->size : sizeof o);
+  if (o.timeout_ns < 0) return PLUA_EARG;
   if (p->closing) return PLUA_ECLOSED;
   if (p->failed) return p->failed;
   if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");
   uint64_t new;
   int err = sched_job(p->sched, o.chunksize, o.crash_retries, o.error_retries, &new);
   if (err) return err;
-  struct pool_job j = {.id = new, .positions = o.count > 0};
+  struct pool_job j = {.id = new, .positions = o.count > 0, .timeout_ns = o.timeout_ns};
   err = job_room(p, new);
   if (!err) err = call_store(p, &o, &j);
   if (!err) {
     p->job[sched_index(new)] = j;
+    if (j.timeout_ns) time_job(p, j.timeout_ns);
     err = sched_add(p->sched, new, o.count);
   }
   if (err) {

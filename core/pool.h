@@ -25,12 +25,18 @@ struct worker {
   bool silent;      /* W doomed: that item's outcome is not told */
   unsigned slot, k; /* doomed: the item */
   int code;         /* doomed: its outcome */
+  int in_slot;      /* the batch that it began last; -1: none */
+  /* watch.c: since when it runs item 'watched' of that batch (0: not watched); when it is
+     interrupted again */
+  int64_t since_ns, again_ns;
+  unsigned watched;
 };
 
 /* What the pool keeps of a job beside sched's own record; found by sched_index. */
 struct pool_job {
   uint64_t id; /* 0: none */
   uint64_t call_off, call_len;
+  int64_t timeout_ns; /* 0: none */
   struct places places;
   bool positions; /* has items without payload: then all are */
   bool forgotten;
@@ -53,6 +59,11 @@ struct plua_pool {
   uint64_t lent_job, lent_index; /* whose payload goes when the event is released */
   struct cancelled *cancelled;   /* events to tell */
   size_t cancels, cancels_told, cancel_cap;
+  bool retired;           /* workers were told that nothing more comes */
+  bool careful;           /* one item is out at a time, so that who breaks the protocol is known */
+  int careful_slot;       /* where it is; -1: none was given out carefully yet */
+  uint64_t careful_until; /* items done when that is over */
+  struct link_event spoiler; /* the last death of a worker that broke the protocol */
   bool closing, ended_told, fork_told;
   int short_code; /* to tell: why fewer workers than wanted; 0: nothing */
   bool short_told;
@@ -60,6 +71,9 @@ struct plua_pool {
   int failed;            /* PLUA_EBOOT: all is over */
   unsigned boot_deaths;
   int boot_signal, boot_status;
+  bool interruptible;  /* tasks.interrupt was given */
+  unsigned timed;      /* jobs with a timeout */
+  int64_t shortest_ns; /* the shortest timeout of those since there was none */
   uint64_t started, crashed, bytes_in, bytes_out;
   char message[256];
 };
@@ -76,8 +90,18 @@ bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep);
 void pool_divide(struct plua_pool *p);
 /* Frees the payloads of a forgotten job once nothing of it is out. */
 void pool_tidy(struct plua_pool *p, uint64_t job);
+/* Tells workers that nothing more comes, once that is so. */
+void pool_retire(struct plua_pool *p);
 /* Frees what the last event had borrowed. */
 void pool_release(struct plua_pool *p);
+/* watch.c */
+/* Interrupts, and later dooms, items that run for too long. */
+void pool_watch(struct plua_pool *p);
+/* When pool_watch should be called again; -1: no need. */
+int64_t pool_watch_tick(const struct plua_pool *p);
+/* The owner itself stood still for so long (it was stopped): nobody is blamed for that. */
+void pool_watch_shift(struct plua_pool *p, int64_t gap_ns);
+
 /* Workers that should be started now. */
 unsigned pool_missing(const struct plua_pool *p);
 struct pool_job *pool_job(struct plua_pool *p, uint64_t id);

@@ -9,6 +9,7 @@
 
 #include "pool.h"
 
+#define STOPPED_NS 200000000
 #define TICK_IDLE_NS 200000  /* somebody is idle and work might be divided */
 #define TICK_BUSY_NS 2000000 /* something might be stuck behind a slow item */
 
@@ -33,6 +34,7 @@ void pool_tidy(struct plua_pool *p, uint64_t id) {
   for (uint64_t off; (off = places_any(&j->places));) store_free(p->store, off);
   places_free(&j->places);
   if (j->call_off) store_free(p->store, j->call_off - 8);
+  if (j->timeout_ns) p->timed--;
   *j = (struct pool_job){0};
 }
 
@@ -51,10 +53,28 @@ static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
 
 /* ---- giving out ---------------------------------------------------------------------------- */
 
+/* A worker that overwrote its ring left no trace of what it ran. The item is among those that were
+   out: they are given out one at a time until it shows itself. */
+static void be_careful(struct plua_pool *p) {
+  p->careful = true;
+  p->careful_slot = -1;
+  p->careful_until = sched_counts(p->sched).done + sched_given(p->sched);
+}
+
+static bool hold_back(struct plua_pool *p) {
+  if (sched_counts(p->sched).done >= p->careful_until) p->careful = false;
+  return p->careful && sched_given(p->sched) > 0;
+}
+
 void pool_post(struct plua_pool *p) {
   unsigned slot;
   struct sched_batch b;
-  while (sched_post(p->sched, &slot, &b) > 0) {
+  while (!(UNLIKELY(p->careful) && hold_back(p)) && sched_post(p->sched, &slot, &b) > 0) {
+    if (UNLIKELY(p->careful)) {
+      p->careful_slot = (int)slot;
+      p->spoiler.pid = 0; /* who dies from now on may be to blame for this item */
+      if (b.n > 1) sched_unpost(p->sched, slot, b.n = 1);
+    }
     const struct pool_job *j = pool_job(p, b.job);
     struct link_batch out = {.job = b.job,
                              .first = b.first,
@@ -117,6 +137,7 @@ static int64_t tick(const struct plua_pool *p) {
 /* ---- events -------------------------------------------------------------------------------- */
 
 static void suspect(struct plua_pool *p, int w) {
+  if (!p->worker[w].broken && p->worker[w].in_slot < 0) be_careful(p);
   p->worker[w].broken = true;
   p->link->ops->kill(p->link, w);
 }
@@ -191,12 +212,35 @@ static void decide(struct plua_pool *p, int number) {
 
 static int death_code(const struct worker *w, const struct link_event *l) {
   if (w->doomed) return w->code;
-  if (l->code || w->broken) return PLUA_EPROTO;
+  if (w->broken) return PLUA_EPROTO;
   return l->signal || l->status < 0 ? PLUA_ECRASH : PLUA_EEXIT;
+}
+
+static int tell_lost(struct plua_pool *p, const struct link_event *l, const struct sched_item *item,
+                     int code, int64_t elapsed_ns, plua_event *e) {
+  *e = (plua_event){.what = PLUA_LOST,
+                    .code = code,
+                    .job = item->job,
+                    .index = item->index,
+                    .worker = l->worker + 1,
+                    .pid = l->pid,
+                    .attempts = item->attempt,
+                    .signal = l->signal,
+                    .status = l->status,
+                    .elapsed_ns = elapsed_ns};
+  item_done(p, item->job, item->index);
+  return 1;
+}
+
+/* Three in a row that end before they have started say that none ever will. */
+static bool boot_failed(struct plua_pool *p, const struct worker *was) {
+  if (was->state != W_BOOTING || was->broken) return false;
+  return ++p->boot_deaths >= BOOT_DEATHS_MAX;
 }
 
 static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct worker *w = &p->worker[l->worker], was = *w;
+  was.broken |= l->code == PLUA_EPROTO;
   struct sched_item item;
   struct sched_batch b = {0};
   int who;
@@ -204,39 +248,40 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
   bool freed, out = l->slot >= 0 && sched_out(p->sched, (unsigned)l->slot, &b, &who, &got);
   enum sched_verdict v = sched_death(p->sched, (unsigned)l->worker, l->slot, l->next, was.doomed,
                                      &item, &freed);
-  *w = (struct worker){.state = W_NONE};
+  int64_t elapsed = was.since_ns ? now_ns() - was.since_ns : -1;
+  *w = (struct worker){.state = W_NONE, .in_slot = -1};
+  if (was.broken) p->spoiler = *l;
   p->alive--;
   p->crashed += item.job != 0;
   if (freed) p->link->ops->release(p->link, (unsigned)l->slot);
   if (freed && out) pool_tidy(p, b.job);
   if (sched_waiting(p->sched)) pool_post(p);
-  if (was.state == W_BOOTING && ++p->boot_deaths >= BOOT_DEATHS_MAX) return fail_boot(p, l, e);
+  if (boot_failed(p, &was)) return fail_boot(p, l, e);
   if (v != SCHED_DELIVER) return 0;
+  if (!was.doomed || !was.silent) return tell_lost(p, l, &item, death_code(&was, l), elapsed, e);
   item_done(p, item.job, item.index);
-  if (was.doomed && was.silent) {
-    pool_release(p);
-    return 0;
-  }
-  *e = (plua_event){.what = PLUA_LOST,
-                    .code = death_code(&was, l),
-                    .job = item.job,
-                    .index = item.index,
-                    .worker = l->worker + 1,
-                    .pid = l->pid,
-                    .attempts = item.attempt,
-                    .signal = l->signal,
-                    .status = l->status,
-                    .elapsed_ns = -1};
-  return 1;
+  pool_release(p);
+  return 0;
 }
 
-static void came_back(struct plua_pool *p, unsigned slot) {
+/* Nothing of a batch was begun, unless its worker spoilt the trace: if it was the only one out, its
+   one item is to blame. */
+static int came_back(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  const struct link_event *dead = l->worker < 0 ? &p->spoiler : l;
   struct sched_batch b;
   int who;
-  unsigned got;
+  unsigned got, slot = (unsigned)l->slot;
   if (!sched_out(p->sched, slot, &b, &who, &got)) IMPOSSIBLE("an empty slot came back");
-  sched_back(p->sched, slot, 0);
+  if (l->code != PLUA_EPROTO || !p->careful || p->careful_slot != l->slot || !dead->pid) {
+    sched_back(p->sched, slot, 0);
+    pool_tidy(p, b.job);
+    return 0;
+  }
+  struct sched_item item;
+  p->careful = false;
+  enum sched_verdict v = sched_blame(p->sched, slot, &item);
   pool_tidy(p, b.job);
+  return v == SCHED_DELIVER ? tell_lost(p, dead, &item, PLUA_EPROTO, -1, e) : 0;
 }
 
 static int left(const struct link_event *l, plua_event *e) {
@@ -265,6 +310,8 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
     return fail_boot(p, l, e);
   case LINK_BEGIN:
     if (!sched_begin(p->sched, (unsigned)l->worker, (unsigned)l->slot)) suspect(p, l->worker);
+    w->in_slot = l->slot;
+    w->since_ns = 0;
     return 0;
   case LINK_VALUE:
   case LINK_ERROR:
@@ -276,13 +323,12 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
   case LINK_LEFT:
     return left(l, e);
   case LINK_BACK:
-    came_back(p, (unsigned)l->slot);
-    return 0;
+    return came_back(p, l, e);
   case LINK_QUIET:
     decide(p, l->worker);
     return 0;
   case LINK_FAULT:
-    w->broken = true;
+    suspect(p, l->worker);
     return 0;
   case LINK_DEAD:
     return death(p, l, e);
@@ -332,6 +378,12 @@ static int tell(struct plua_pool *p, plua_event *e) {
   return e->what != PLUA_NOTHING;
 }
 
+void pool_retire(struct plua_pool *p) {
+  if (!p->closing || p->retired || sched_waiting(p->sched)) return;
+  p->retired = true;
+  p->link->ops->retire(p->link, -1);
+}
+
 static int told_failure(struct plua_pool *p, plua_event *e) {
   *e = (plua_event){.what = PLUA_BOOT,
                     .code = p->failed,
@@ -348,8 +400,9 @@ int plua_next(plua_pool *p, plua_event *e) {
   if (UNLIKELY(p->failed)) return told_failure(p, e);
   while (p->link->ops->next(p->link, &l))
     if (handle(p, &l, e)) return 0;
+  pool_watch(p);
   if (sched_waiting(p->sched)) pool_post(p);
-  if (p->closing && !sched_waiting(p->sched)) p->link->ops->retire(p->link, -1);
+  pool_retire(p);
   tell(p, e);
   return 0;
 }
@@ -365,6 +418,26 @@ static int64_t sooner(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 || a < b ? a : b;
 }
 
+/* How long to sleep: until the caller's time is up, or there is something to look after. */
+static int64_t nap_ns(const plua_pool *p, int64_t until) {
+  int64_t left = -1;
+  if (until >= 0) left = until > now_ns() ? until - now_ns() : 0;
+  left = sooner(left, sooner(tick(p), pool_watch_tick(p)));
+  if (!p->fork_after_ns || !pool_missing(p)) return left;
+  int64_t fork = p->fork_after_ns - now_ns();
+  return sooner(left, fork > 0 ? fork + 1000 : 0);
+}
+
+/* A nap that lasted far longer than asked: this process was stopped, or the machine. */
+static int nap(plua_pool *p, int64_t ns, int bulk) {
+  int low = sched_waiting(p->sched) ? (int)p->slots / 4 : 0;
+  int64_t start = now_ns();
+  int r = p->link->ops->wait(p->link, ns, bulk ? LINK_BULK : LINK_ANY, low);
+  int64_t over = ns < 0 ? 0 : now_ns() - start - ns;
+  if (over > STOPPED_NS) pool_watch_shift(p, over);
+  return r;
+}
+
 int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
   if (!*p->ours) return PLUA_EOWNER;
   int64_t until = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
@@ -372,13 +445,8 @@ int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
   for (;;) {
     if (told_something(p)) return 1;
     pool_divide(p);
-    int64_t left = until < 0 ? -1 : until - now_ns();
-    if (until >= 0 && left < 0) left = 0;
-    int64_t nap = sooner(left, tick(p));
-    if (p->fork_after_ns && pool_missing(p)) nap = sooner(nap, p->fork_after_ns - now_ns() + 1000);
-    if (nap < -1) nap = 0;
-    int low = sched_waiting(p->sched) ? (int)p->slots / 4 : 0;
-    int r = p->link->ops->wait(p->link, nap, bulk ? LINK_BULK : LINK_ANY, low);
+    pool_watch(p);
+    int r = nap(p, nap_ns(p, until), bulk);
     if (r) return r;
     if (until >= 0 && now_ns() >= until) return 0;
   }
@@ -392,5 +460,6 @@ int plua_dispatch(plua_pool *p) {
   if (!*p->ours) return PLUA_EOWNER;
   if (sched_waiting(p->sched)) pool_post(p);
   pool_divide(p);
-  return told_something(p) ? 1 : p->link->ops->arm(p->link, tick(p));
+  pool_watch(p);
+  return told_something(p) ? 1 : p->link->ops->arm(p->link, sooner(tick(p), pool_watch_tick(p)));
 }

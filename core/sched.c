@@ -513,6 +513,16 @@ enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t ne
   return v;
 }
 
+enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item *item) {
+  struct batch *b = &s->batch[slot];
+  if (b->state != B_OUT) IMPOSSIBLE("blame for a batch that somebody began");
+  *item = (struct sched_item){b->job, b->first, 1 + b->crashes + b->errors};
+  enum sched_verdict v = charge(s, b, 0, true, false);
+  requeue(s, b, 1, b->n, b->crashes, b->errors);
+  slot_free(s, b);
+  return v;
+}
+
 /* ---- dividing ------------------------------------------------------------------------------ */
 
 bool sched_waiting(const struct sched *s) {
@@ -520,6 +530,9 @@ bool sched_waiting(const struct sched *s) {
 }
 uint64_t sched_pending(const struct sched *s) {
   return s->pending;
+}
+uint64_t sched_given(const struct sched *s) {
+  return s->pending - s->queued;
 }
 unsigned sched_unbegun(const struct sched *s) {
   return s->unbegun;

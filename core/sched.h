@@ -91,6 +91,10 @@ bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns);
 enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next, bool final,
                                struct sched_item *item, bool *freed);
 
+/* The first item of the batch in 'slot', which no worker is known to have begun, took a worker
+   along all the same: it is charged, the rest waits again, the slot is free. */
+enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item *item);
+
 /* ---- state --------------------------------------------------------------------------------- */
 
 /* Which batch to divide for an idle worker: its slot, and in *keep how many items should stay, or
@@ -100,6 +104,7 @@ int sched_divide(struct sched *s, int64_t now_ns, bool idle, unsigned *keep);
 bool sched_divisible(const struct sched *s);
 bool sched_waiting(const struct sched *s);     /* items wait for a slot */
 uint64_t sched_pending(const struct sched *s); /* items without an outcome */
+uint64_t sched_given(const struct sched *s);   /* those of them that are out */
 unsigned sched_unbegun(const struct sched *s); /* batches out that no worker has begun */
 struct sched_counts sched_counts(const struct sched *s);
 /* The number of workers that share the work: batches are cut so that each gets some. */

@@ -44,6 +44,7 @@ struct server {
   uint64_t from[LANES], mine;
   uint64_t ran;
   const volatile char *ours; /* 1; 0 in a process that an item forked */
+  volatile uint64_t running; /* seq and item + 1 of what runs now, as a word; 0: nothing */
   plua_self self;
 };
 
@@ -191,9 +192,11 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
 
-static void run_one(struct server *s, plua_item *item, uint32_t k, int64_t since) {
+static void run_one(struct server *s, plua_item *item, uint32_t seq, uint32_t k, int64_t since) {
   reply_begin(s);
+  s->running = word_make(seq, k + 1, 0);
   int r = s->team->tasks.run(s->team->tasks.ctx, item, &s->out);
+  s->running = 0;
   if (!*s->ours) _exit(0); /* an item forked, and this is the copy: it has nothing to say */
   if (LIKELY(r == 0))
     reply_publish(s, FRAME_VALUE, k);
@@ -231,7 +234,7 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
   if (call) item.call = s->team->base + call;
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
-  say(s, FRAME_BEGIN, i, NULL, 0);
+  say(s, FRAME_BEGIN, i, &seq, sizeof seq);
   struct stopwatch watch = {0};
   int64_t start = now_ns();
   int k;
@@ -241,7 +244,7 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
     count++;
     item.index = first + (unsigned)k;
     if (cursor) cursor = payload_at(s->team, cursor, &item.data, &item.len);
-    run_one(s, &item, (uint32_t)k, watch.since);
+    run_one(s, &item, seq, (uint32_t)k, watch.since);
   }
   if (spent(s)) return false; /* the owner sees from the word how far it came */
   int64_t took = now_ns() - start;
@@ -303,6 +306,22 @@ static void leave_at_once(int status, void *unused) {
   _exit(status);
 }
 
+static struct server *served; /* for the signal handler */
+
+/* The owner names the item that shall end; a signal that comes late finds another one running. */
+static void interrupted(int sig) {
+  (void)sig;
+  struct server *s = served;
+  if (s->running && s->running == atomic_load(&s->slice->interrupt))
+    s->team->tasks.interrupt(s->team->tasks.ctx);
+}
+
+static void listen(struct server *s) {
+  struct sigaction a = {.sa_handler = interrupted}; /* no SA_RESTART: blocked calls return */
+  served = s;
+  if (s->team->tasks.interrupt) sigaction(SIGURG, &a, NULL);
+}
+
 static void unmap_others(struct team *t, unsigned w) {
   unsigned char *slices = t->base + t->slices_off, *own = slices + (size_t)w * t->stride;
   unsigned char *after = own + t->stride, *end = t->base + t->total;
@@ -350,6 +369,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   s->self = (plua_self){(int)w + 1, getpid(), t->owner};
   ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
+  listen(s);
   if (t->tasks.guard)
     t->tasks.guard(t->tasks.ctx, body, s);
   else

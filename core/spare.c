@@ -20,6 +20,12 @@ static void futex_wake(_Atomic uint32_t *word) {
   syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
+/* A request is believed only if it was made by this team's owner. */
+static uint64_t check(const struct team *t, uint32_t ask, uint32_t w) {
+  uint64_t h = (t->secret ^ ((uint64_t)ask << 32 | w)) * UINT64_C(0x9E3779B97F4A7C15);
+  return h ^ h >> 29;
+}
+
 _Noreturn void spare_serve(struct team *t) {
   struct board *b = t->view.board;
   proc_child(t->owner, &t->signals);
@@ -32,6 +38,10 @@ _Noreturn void spare_serve(struct team *t) {
     }
     /* Read before the fork: the owner may ask for the next one before this one runs. */
     unsigned w = (unsigned)atomic_load(&b->spare_worker);
+    if (w >= t->cap || atomic_load(&b->spare_check) != check(t, ask, w)) {
+      futex_wait(&b->spare_ask, ask, 10);
+      continue;
+    }
     int r = proc_fork_sibling(&b->spare_pid);
     if (r == 0) serve(t, w);
     if (r < 0) atomic_store(&b->spare_pid, r);
@@ -46,6 +56,7 @@ pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
   uint32_t ask = atomic_load(&b->spare_done) + 1;
   atomic_store(&b->spare_worker, (int32_t)w);
   atomic_store(&b->spare_pid, 0);
+  atomic_store(&b->spare_check, check(t, ask, w));
   atomic_store(&b->spare_ask, ask);
   futex_wake(&b->spare_ask);
   uint32_t done;

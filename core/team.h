@@ -16,7 +16,9 @@ struct slice {
   _Atomic uint32_t retire;     /* owner: leave when idle */
   _Atomic uint32_t sleeping;   /* worker: counted in board.sleepers */
   _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
-  char pad1[52];
+  _Atomic uint64_t
+    interrupt; /* owner: seq and item + 1 (as a word) that shall end, before SIGURG */
+  char pad1[40];
   struct ring_shared ring;
 };
 
@@ -35,12 +37,13 @@ struct team {
   plua_tasks tasks;
   unsigned flags;
   uint64_t max_tasks;
+  uint64_t secret; /* known to the team's processes, not to who scribbles on the board */
 };
 
 /* Frames on a ring. The tag of VALUE, ERROR and CODE is the item's offset in its batch; a body of
    a spilled frame is {offset in the mapping, length}. */
 enum frame {
-  FRAME_BEGIN, /* tag: slot */
+  FRAME_BEGIN, /* tag: slot, body: uint32_t seq */
   FRAME_VALUE,
   FRAME_ERROR, /* the message, then struct frame_tail */
   FRAME_CODE,  /* struct frame_tail */

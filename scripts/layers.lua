@@ -25,6 +25,7 @@ local C <const> = {
   stream = "link base plua",
   worker = "codec link base plua",
   pump = "pool link sched store places base plua",
+  watch = "pool link sched store places base plua",
   pool = "link sched store places base plua",
   lib = "worker codec base plua",
   main = "plua",

@@ -9,8 +9,8 @@ ulimit -c 0
 passed=0
 failed=0
 tally=$B/tally
-rm -rf "$B/san" "$B/tmp"
-mkdir -p "$B/san" "$B/tmp"
+rm -rf "$B/san"
+mkdir -p "$B/san"
 export PLUA_BUILD="$B" PLUA_LUA="$LUA" PLUA_SAN="$SAN" PLUA_TALLY="$tally" PLUA_MAKE
 
 # The interpreter is not sanitized, so it needs the runtime before all else.
@@ -79,7 +79,7 @@ for report in "$B"/san/*; do
   head -n 60 "$report"
   failed=$((failed + 1))
 done
-rm -rf "$B/tmp"
+rmdir build/tmp 2>/dev/null
 if [ $((passed + failed)) = 0 ]; then
   echo "no spec was run: is there a file spec/*_spec.lua?"
   failed=1

@@ -1,0 +1,68 @@
+/* watch.c: items that run for too long: interrupted first, killed after a grace.
+   Invariant: an item is given its whole timeout, counted from when it was first seen running; only
+   that item is hit, since the interrupt names it and a kill holds its worker first.
+   Knows the monotonic clock and the pool. Does not know signals or Lua.
+   SPDX-License-Identifier: MIT */
+#include "pool.h"
+
+#define GRACE_NS 500000000
+#define AGAIN_NS 50000000
+#define TICK_MIN_NS 1000000
+#define TICK_MAX_NS 50000000
+
+int64_t pool_watch_tick(const struct plua_pool *p) {
+  if (!p->timed) return -1;
+  int64_t tick = p->shortest_ns / 16;
+  return tick < TICK_MIN_NS ? TICK_MIN_NS : tick > TICK_MAX_NS ? TICK_MAX_NS : tick;
+}
+
+/* Which item worker w runs now, and how long it may. False: none that is timed. */
+static bool timed_item(struct plua_pool *p, int number, unsigned *k, int64_t *timeout_ns) {
+  const struct worker *w = &p->worker[number];
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  if (w->state != W_UP || w->in_slot < 0 || w->doomed) return false;
+  unsigned slot = (unsigned)w->in_slot;
+  if (!sched_out(p->sched, slot, &b, &who, &got) || who != number) return false;
+  const struct pool_job *j = pool_job(p, b.job);
+  *timeout_ns = j ? j->timeout_ns : 0;
+  return *timeout_ns && p->link->ops->running(p->link, slot, k) == number && *k >= got;
+}
+
+/* late_ns: how far beyond its grace the item is; negative: within. */
+static void end_item(struct plua_pool *p, int number, unsigned k, int64_t late_ns, int64_t now) {
+  struct worker *w = &p->worker[number];
+  unsigned slot = (unsigned)w->in_slot, held;
+  if (late_ns >= 0) {
+    if (p->link->ops->hold(p->link, slot, k, k + 1, &held) == number)
+      pool_doom(p, number, slot, k, PLUA_ETIMEOUT, false);
+  } else if (now >= w->again_ns) {
+    w->again_ns = now + AGAIN_NS;
+    p->link->ops->interrupt(p->link, number, slot, k);
+  }
+}
+
+void pool_watch(struct plua_pool *p) {
+  if (!p->timed) return;
+  int64_t now = now_ns(), timeout_ns;
+  unsigned k;
+  for (unsigned i = 0; i < p->link->cap; i++) {
+    struct worker *w = &p->worker[i];
+    if (!timed_item(p, (int)i, &k, &timeout_ns)) {
+      w->since_ns = 0;
+    } else if (!w->since_ns || w->watched != k) {
+      w->since_ns = now;
+      w->watched = k;
+      w->again_ns = 0;
+    } else if (now - w->since_ns >= timeout_ns) {
+      int64_t grace = p->interruptible ? GRACE_NS + timeout_ns / 10 : 0;
+      end_item(p, (int)i, k, now - w->since_ns - timeout_ns - grace, now);
+    }
+  }
+}
+
+void pool_watch_shift(struct plua_pool *p, int64_t gap_ns) {
+  for (unsigned i = 0; p->timed && i < p->link->cap; i++)
+    if (p->worker[i].since_ns) p->worker[i].since_ns += gap_ns;
+}
