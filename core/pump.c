@@ -56,6 +56,7 @@ static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
 /* A worker that overwrote its ring left no trace of what it ran. The item is among those that were
    out: they are given out one at a time until it shows itself. */
 static void be_careful(struct plua_pool *p) {
+  if (p->careful) return;
   p->careful = true;
   p->careful_slot = -1;
   p->careful_until = sched_counts(p->sched).done + sched_given(p->sched);
