@@ -1,0 +1,40 @@
+/* codec.h: Lua values as bytes, and back. Knows Lua values and bytes; nothing of processes.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_CODEC_H
+#define PLUA_CODEC_H
+
+#include <stddef.h>
+
+struct lua_State;
+struct plua_out;
+
+/* Prepares L: the registry tables of names (C functions, modules) and of registered metatables.
+   Idempotent. Raises Lua errors (memory). */
+void codec_open(struct lua_State *L);
+
+/* Writes the n values at the top of the stack as one message; the stack is left as it was.
+   0, or a negative code with what had been written left to the caller to drop: then one string is
+   pushed that tells what cannot cross and where (".conn.socket: userdata (FILE*)"; with several
+   values "value 2.x: ..."). A global that cannot cross is no failure: a stub goes in its place.
+   Runs no metamethod save the __plua_* hooks, and those protected. Raises only memory errors. */
+int codec_write(struct lua_State *L, int n, struct plua_out *out);
+
+/* Reads one message: pushes its values and answers how many; *used (may be NULL) is how many bytes
+   the message took. A negative code: no value is pushed, but one string that says why.
+   PLUA_EFORMAT: not a message; PLUA_ECODEC: it names a metatable, a module or a function that this
+   state does not have, or a hook failed; PLUA_EDEPTH. Survives any bytes, also bytes that change
+   while it reads, unless they hold a function: Lua does not verify bytecode, so such messages must
+   come from a process of ours. May run code: __plua_load, and 'require' for a module that is not
+   loaded yet. Raises only memory errors. */
+int codec_read(struct lua_State *L, const void *bytes, size_t len, size_t *used);
+
+/* The same for bytes from anywhere: refuses functions (PLUA_ECODEC) and requires nothing anew.
+   Hooks of registered metatables still run. */
+int codec_read_plain(struct lua_State *L, const void *bytes, size_t len, size_t *used);
+
+/* Registers the metatable at the top of the stack under 'name': tables that carry it cross, and
+   carry it on the other side. Pops it. Both sides must register the name. For the hooks
+   __plua_save and __plua_load, by which other objects and userdata cross, see codec.c. */
+void codec_register(struct lua_State *L, const char *name);
+
+#endif

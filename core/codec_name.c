@@ -1,0 +1,205 @@
+/* codec_name.c: modules and their functions by name, both ways.
+   A table in package.loaded goes by its name if it holds what cannot be copied (a function, a
+   userdata, a thread) or has a metatable; a module of plain data goes as the table it is. C
+   functions go by module and field; Lua functions too, unless the module is one of Lua's own
+   libraries, where such a function is the script's addition.
+   Invariant: the map of names holds only values that were found under that name; since fields
+   change, each is looked up again before it is used. SPDX-License-Identifier: MIT */
+#include <string.h>
+
+#include "codec_state.h"
+
+static const char *const own[] = {"string", "table", "math",      "io",     "os",
+                                  "utf8",   "debug", "coroutine", "package"};
+enum { OWN = sizeof own / sizeof *own };
+
+static int is_own(const char *name) {
+  for (int i = 0; i < OWN; i++)
+    if (strcmp(name, own[i]) == 0) return 1;
+  return strcmp(name, LUA_GNAME) == 0;
+}
+
+/* Whether the table at the top is more than data. */
+static int is_code(lua_State *L) {
+  if (lua_getmetatable(L, -1)) {
+    lua_pop(L, 1);
+    return 1;
+  }
+  lua_pushnil(L);
+  while (lua_next(L, -2)) {
+    int type = lua_type(L, -1);
+    lua_pop(L, 1);
+    if (type == LUA_TFUNCTION || type == LUA_TUSERDATA || type == LUA_TTHREAD) {
+      lua_pop(L, 1);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+/* stack: names, value, name. The first name that a value gets, it keeps; pops the name. */
+static void note(lua_State *L) {
+  lua_pushvalue(L, -2);
+  if (lua_rawget(L, -4) != LUA_TNIL) {
+    lua_pop(L, 2);
+    return;
+  }
+  lua_pop(L, 1);
+  lua_pushvalue(L, -2);
+  lua_insert(L, -2);
+  lua_rawset(L, -4);
+}
+
+/* stack: names, module. Notes the functions that are its fields. */
+static void note_fields(lua_State *L, const char *name) {
+  int lua_too = !is_own(name);
+  lua_pushnil(L);
+  while (lua_next(L, -2)) { /* stack: names, module, field, value */
+    if (lua_type(L, -2) == LUA_TSTRING &&
+        (lua_iscfunction(L, -1) || (lua_too && lua_isfunction(L, -1)))) {
+      lua_pushvalue(L, -4);
+      lua_insert(L, -2); /* stack: names, module, field, names, value */
+      lua_pushstring(L, name);
+      lua_pushlstring(L, "", 1);
+      lua_pushvalue(L, -5);
+      lua_concat(L, 3);
+      note(L);
+      lua_remove(L, -2);
+    }
+    lua_pop(L, 1);
+  }
+}
+
+/* stack: names, module */
+static void note_module(lua_State *L, const char *name) {
+  if (strlen(name) == 0) return;
+  int table = lua_istable(L, -1);
+  if ((table && is_code(L)) || lua_isfunction(L, -1)) {
+    lua_pushstring(L, name);
+    note(L);
+  }
+  if (table) note_fields(L, name);
+}
+
+/* Lua's own libraries first, the globals last: of two names the more telling one stays. */
+static void rebuild(lua_State *L) {
+  codec_push(L, KEY_NAMES);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  int loaded = lua_gettop(L);
+  for (int i = 0; i < OWN; i++) {
+    lua_pushvalue(L, loaded - 1);
+    if (lua_getfield(L, loaded, own[i]) == LUA_TTABLE) note_module(L, own[i]);
+    lua_settop(L, loaded);
+  }
+  lua_pushnil(L);
+  while (lua_next(L, loaded)) { /* stack: names, loaded, name, module */
+    if (lua_type(L, -2) == LUA_TSTRING && !is_own(lua_tostring(L, -2))) {
+      lua_pushvalue(L, loaded - 1);
+      lua_insert(L, -2);
+      note_module(L, lua_tostring(L, -3));
+    }
+    lua_settop(L, loaded + 1);
+  }
+  lua_pushvalue(L, loaded - 1);
+  if (lua_getfield(L, loaded, LUA_GNAME) == LUA_TTABLE) note_module(L, LUA_GNAME);
+  lua_settop(L, loaded - 2);
+}
+
+/* stack: names, loaded, name, module. Whether the map lacks a module that ought to be there. */
+static int is_new(lua_State *L, int names) {
+  if (!lua_istable(L, -1) && !lua_isfunction(L, -1)) return 0;
+  lua_pushvalue(L, -1);
+  int known = lua_rawget(L, names) != LUA_TNIL;
+  lua_pop(L, 1);
+  return !known && (lua_isfunction(L, -1) || is_code(L));
+}
+
+void codec_names_refresh(lua_State *L) {
+  luaL_checkstack(L, 16, NULL);
+  int top = lua_gettop(L), fresh = 0;
+  if (codec_push(L, KEY_NAMES) == LUA_TNIL) {
+    codec_open(L);
+    lua_pop(L, 1);
+    codec_push(L, KEY_NAMES);
+  }
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_pushnil(L);
+  while (!fresh && lua_next(L, top + 2)) {
+    fresh = lua_type(L, -2) == LUA_TSTRING && is_new(L, top + 1);
+    lua_pop(L, 1);
+  }
+  lua_settop(L, top);
+  if (fresh) rebuild(L);
+}
+
+/* stack: value, its name. Whether the name still leads to the value. */
+static int holds(lua_State *L) {
+  int top = lua_gettop(L);
+  size_t len;
+  const char *name = lua_tolstring(L, -1, &len);
+  size_t module = strlen(name);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_pushlstring(L, name, module);
+  lua_rawget(L, -2);
+  if (module < len && lua_istable(L, -1)) {
+    lua_pushlstring(L, name + module + 1, len - module - 1);
+    lua_rawget(L, -2);
+  }
+  int same = lua_rawequal(L, -1, top - 1);
+  lua_settop(L, top);
+  return same;
+}
+
+/* stack: value. Pushes the name on the map if it still holds. */
+static int look(lua_State *L) {
+  codec_push(L, KEY_NAMES);
+  lua_pushvalue(L, -2);
+  if (lua_rawget(L, -2) == LUA_TSTRING) {
+    lua_remove(L, -2);
+    if (holds(L)) return 1;
+    codec_push(L, KEY_NAMES); /* no more: forget it */
+    lua_pushvalue(L, -3);
+    lua_pushnil(L);
+    lua_rawset(L, -3);
+  }
+  lua_pop(L, 2);
+  return 0;
+}
+
+int codec_name_find(lua_State *L, int again) {
+  luaL_checkstack(L, 12, NULL);
+  if (look(L)) return 1;
+  if (!again || !lua_iscfunction(L, -1)) return 0;
+  rebuild(L);
+  return look(L);
+}
+
+/* stack: nothing. Calls require(name). */
+static int load_module(lua_State *L, const char *name) {
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_getfield(L, -1, LUA_GNAME);
+  lua_pushliteral(L, "require");
+  if (lua_istable(L, -2)) lua_rawget(L, -2);
+  lua_pushstring(L, name);
+  int status = lua_pcall(L, 1, 1, 0);
+  if (status != LUA_OK) {
+    const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message";
+    lua_pushfstring(L, "module '%s' cannot be loaded here: %s", name, why);
+    lua_remove(L, -2);
+  }
+  lua_insert(L, -3);
+  lua_settop(L, -3);
+  return status == LUA_OK ? 0 : PLUA_ECODEC;
+}
+
+int codec_name_module(lua_State *L, const char *name, int plain) {
+  luaL_checkstack(L, 8, NULL);
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_getfield(L, -1, name);
+  lua_remove(L, -2);
+  if (lua_toboolean(L, -1)) return 0;
+  lua_pop(L, 1);
+  if (!plain) return load_module(L, name);
+  lua_pushfstring(L, "module '%s' is not loaded here", name);
+  return PLUA_ECODEC;
+}

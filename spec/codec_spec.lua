@@ -1,0 +1,825 @@
+-- The codec: every kind of value there and back, what is shared, what is refused and where, and
+-- any bytes at all. SPDX-License-Identifier: MIT
+require "spec.helper"
+local codec <const> = require "codectest"
+
+-- Files of specs have an _ENV of their own, which only looks like a table: globals are set in _G.
+local G <const> = _G
+
+local function values(ok, ...)
+  if not ok then error((...), 3) end
+  return ...
+end
+
+--- Sends values through the codec; an error if they cannot cross.
+local function cross(...)
+  local message <const>, why <const> = codec.encode(...)
+  if not message then error(why, 2) end
+  if #message ~= codec.used(message) then error("a message of another length", 2) end
+  return values(codec.decode(message))
+end
+
+--- The reason why values cannot cross.
+local function refusal(...)
+  local message <const>, why <const>, code <const> = codec.encode(...)
+  assert.is_nil(message)
+  return why, code
+end
+
+local function bits(x) return string.pack("n", x) end
+
+--- Whether two values are equal bit for bit, following tables once; tables as keys only by number.
+local function alike(a, b, seen)
+  if (math.type(a) or type(a)) ~= (math.type(b) or type(b)) then return false end
+  if math.type(a) == "float" then return bits(a) == bits(b) end
+  if type(a) ~= "table" then return a == b end
+  if seen[a] then return seen[a] == b end
+  seen[a] = b
+  local n = 0
+  for k, v in next, a do
+    n = n + 1
+    if type(k) ~= "table" and not alike(v, rawget(b, k), seen) then return false end
+  end
+  for _ in next, b do n = n - 1 end
+  return n == 0
+end
+
+local function same(a, b)
+  if not alike(a, b, {}) then assert.same(a, b) error("not alike, to the bit", 2) end
+end
+
+local nan <const> = string.unpack("n", string.pack("J", 0x7ff8dead0000beef))
+local negative_nan <const> = string.unpack("n", string.pack("J", 0xfff8000000000001))
+
+local plain <const> = {
+  0, 1, -1, 127, 128, -128, -129, 32767, 32768, -32768, -32769, 2147483647, 2147483648, -2147483648,
+  -2147483649, math.maxinteger, math.mininteger, 0.0, -0.0, 1.0, 0.1, 1 / 0, -1 / 0, nan,
+  negative_nan, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 2.0 ^ 53, true, false, "",
+  "x", "\0", "a\0b", ("x"):rep(40), ("x"):rep(41), ("x"):rep(63), ("x"):rep(64), ("x"):rep(255),
+  ("x"):rep(256), ("\255"):rep(70000),
+}
+
+describe("codec: plain values", function()
+  it("cross bit for bit, alone and in a table", function()
+    for _, v in ipairs(plain) do
+      same(v, cross(v))
+      same({ v, { v }, k = v }, cross { v, { v }, k = v })
+    end
+    same(plain, cross(plain))
+  end)
+
+  it("cross as nil, as none and as many", function()
+    assert.equal(0, select("#", cross()))
+    assert.equal(1, select("#", cross(nil)))
+    assert.same({ n = 4, nil, 1, nil, nil }, table.pack(cross(nil, 1, nil, nil)))
+    local many <const> = {}
+    for i = 1, 3000 do many[i] = i * 1.5 end
+    assert.same(many, { cross(table.unpack(many)) })
+  end)
+
+  it("cost a byte or two where they are small", function()
+    assert.equal(1, #codec.encode(100))
+    assert.equal(1, #codec.encode(true))
+    assert.equal(6, #codec.encode("hello"))
+    assert.equal(9, #codec.encode(1.5))
+  end)
+
+  it("delimit themselves: a message ends where the next begins", function()
+    local first <const> = codec.encode { 1, 2, { x = "y" } }
+    local second <const> = codec.encode("z", 2)
+    assert.equal(#first, codec.used(first .. second))
+    assert.same({ true, "z", 2 }, { codec.decode((first .. second):sub(#first + 1)) })
+  end)
+end)
+
+describe("codec: tables", function()
+  it("keep every kind of key", function()
+    local key <const> = { "a key" }
+    local t <const> = {
+      [1] = "one", [1.5] = "float", [-0.5] = "negative", [true] = "yes", [false] = "no",
+      ["a\0b"] = "zero", [""] = "empty", [math.mininteger] = "min", [2 ^ 70] = "large",
+      [1 / 0] = "inf", [key] = key,
+    }
+    local got <const> = cross(t)
+    same(t, got)
+    local found
+    for k, v in next, got do
+      if type(k) == "table" then found = k assert.equal(k, v) end
+    end
+    assert.same(key, found)
+  end)
+
+  it("keep holes, long arrays and what follows them", function()
+    same({ 1, nil, 3, nil, nil, 6 }, cross { 1, nil, 3, nil, nil, 6 })
+    same({ nil, nil, 3 }, cross { nil, nil, 3 })
+    for _, make in ipairs {
+      function(i) return i end, function(i) return i / 3 end, function(i) return "s" .. i % 7 end,
+      function(i) return i % 2 == 0 and i or i + 0.5 end,
+      function(i) return i < 500 and i or i / 2 end,
+      function(i) return i % 100 == 0 and {} or -i end,
+    } do
+      for _, n in ipairs { 0, 1, 2, 3, 7, 8, 1000 } do
+        local up <const>, down <const> = {}, {}
+        local mixed <const> = { name = "n", [0.5] = 1, [n + 5] = 2 }
+        for i = 1, n do up[i], mixed[i] = make(i), make(i) end
+        for i = n, 1, -1 do down[i] = make(i) end
+        same(up, cross(up))
+        same(down, cross(down))
+        same(mixed, cross(mixed))
+      end
+    end
+  end)
+
+  it("keep shared references and cycles", function()
+    local shared <const> = { 1 }
+    local got <const> = cross { shared, { shared }, k = shared, [shared] = 2 }
+    assert.equal(got[1], got[2][1])
+    assert.equal(got[1], got.k)
+    assert.equal(2, got[got[1]])
+    local loop <const> = {}
+    loop.self, loop[loop] = loop, loop
+    local back <const> = cross(loop)
+    assert.equal(back, back.self)
+    assert.equal(back, back[back])
+    local a <const>, b <const> = cross(shared, shared)
+    assert.equal(a, b)
+  end)
+
+  it("run no metamethod, whatever a registered metatable says", function()
+    local function never() error("a metamethod ran") end
+    local meta <const> = {
+      __index = never, __newindex = never, __pairs = never, __len = never, __eq = never,
+      __tostring = never, __call = never, __concat = never, __metatable = "hidden",
+    }
+    codec.register("spec.silent", meta)
+    local got <const> = cross {
+      setmetatable({ x = 1, [2] = 3 }, meta), setmetatable({ 1, 2 }, meta),
+    }
+    assert.equal(meta, debug.getmetatable(got[1]))
+    assert.equal(1, rawget(got[1], "x"))
+    assert.equal(3, rawget(got[1], 2))
+    assert.equal(meta, debug.getmetatable(got[2]))
+    assert.equal(2, rawget(got[2], 2))
+  end)
+
+  it("carry a registered metatable, and share through it", function()
+    local Point <const> = { __name = "Point" }
+    Point.__index = Point
+    function Point:sum() return self.x + self.y end
+    codec.register("spec.Point", Point)
+    local p <const> = setmetatable({ x = 1, y = 2 }, Point)
+    p.self = p
+    local list <const> = cross { p, p, setmetatable({ x = 3, y = 4 }, Point) }
+    assert.equal(3, list[1]:sum())
+    assert.equal(7, list[3]:sum())
+    assert.equal(list[1], list[2])
+    assert.equal(list[1], list[1].self)
+  end)
+
+  it("name a metatable that the other side does not know", function()
+    codec.register("spec.known", {})
+    local message = codec.encode(setmetatable({}, (function()
+      local m <const> = {}
+      codec.register("spec.other", m)
+      return m
+    end)()))
+    message = message:gsub("spec%.other", "spec.where")
+    local value <const>, why <const>, code <const> = codec.decode(message)
+    assert.is_nil(value)
+    assert.equal("no metatable is registered here under the name 'spec.where' (plua.register)", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+
+  it("cross nested 50,000 deep, and are refused a million deep", function()
+    local chain = false
+    for i = 1, 50000 do chain = { next = chain, i = i } end
+    local got, n = cross(chain), 0
+    while got do got, n = got.next, n + 1 end
+    assert.equal(50000, n)
+    for _ = 1, 950000 do chain = { next = chain } end
+    local why <const>, code <const> = refusal(chain)
+    assert.equal(codec.EDEPTH, code)
+    assert.matches("^%.next%.next.*%.%.%..*%.next: nested more than 100000 deep$", why)
+    assert.is_true(#why < 200)
+  end)
+
+  it("cross from inside a coroutine", function()
+    local t <const> = { { 1 }, f = function(x) return x + 1 end }
+    local got <const> = coroutine.wrap(function() return cross(t) end)()
+    assert.equal(1, got[1][1])
+    assert.equal(3, got.f(2))
+  end)
+end)
+
+describe("codec: values made at random", function()
+  local seed <const> = tonumber(os.getenv("PLUA_SEED")) or os.time()
+
+  local function generator()
+    local value
+    local strings <const> = { "", "key", "another key", ("long "):rep(20), "\0\1\2" }
+    local function scalar()
+      local kind <const> = math.random(6)
+      if kind == 1 then return math.random(0) end
+      if kind == 2 then return string.unpack("n", string.pack("j", math.random(0))) end
+      if kind == 3 then return math.random(2) == 1 end
+      if kind == 4 then return strings[math.random(#strings)] end
+      if kind == 5 then return ("x"):rep(math.random(0, 300)) end
+      return math.random(-300, 300)
+    end
+    local function key()
+      local k <const> = scalar()
+      if k ~= k then return 0 end
+      return k
+    end
+    function value(depth, pool)
+      if depth == 0 or math.random(3) == 1 then return scalar() end
+      if #pool > 0 and math.random(8) == 1 then return pool[math.random(#pool)] end
+      local t <const> = {}
+      pool[#pool + 1] = t
+      local numbers <const> = math.random(4) == 1 and math.random(0, 20) or 0
+      for i = 1, numbers do t[i] = math.random(9) == 1 and i / 2 or i end
+      for i = 1, math.random(0, 6) do t[i] = value(depth - 1, pool) end
+      for _ = 1, math.random(0, 6) do t[key()] = value(depth - 1, pool) end
+      return t
+    end
+    return value
+  end
+
+  it("come back the same (seed " .. seed .. ")", function()
+    math.randomseed(seed)
+    local value <const> = generator()
+    for _ = 1, 300 do
+      local v <const> = value(5, {})
+      same(v, cross(v))
+    end
+  end)
+end)
+
+describe("codec: functions", function()
+  it("cross with their upvalues, false and nil among them", function()
+    local n <const>, no, none = 41, false, nil
+    local f <const> = cross(function() return n + 1, no, none end)
+    assert.same({ n = 3, 42, false }, table.pack(f()))
+    no, none = 1, 1
+    assert.same({ n = 3, 42, false }, table.pack(f()))
+  end)
+
+  it("share an upvalue that they shared", function()
+    local n = 0
+    local function up() n = n + 1 return n end
+    local function get() return n end
+    local t <const> = cross { up = up, get = get, deep = { get } }
+    t.up() t.up()
+    assert.equal(2, t.get())
+    assert.equal(2, t.deep[1]())
+    assert.equal(0, n)
+    local a <const>, b <const> = cross(up, get)
+    a()
+    assert.equal(1, b())
+  end)
+
+  it("recurse, alone and in turn", function()
+    local function fact(k) return k < 2 and 1 or k * fact(k - 1) end
+    assert.equal(120, cross(fact)(5))
+    local odd
+    local function even(k) return k == 0 or odd(k - 1) end
+    function odd(k) return k ~= 0 and even(k - 1) end
+    local e <const>, o <const> = cross(even, odd)
+    assert.is_true(e(10))
+    assert.is_true(o(7))
+  end)
+
+  it("keep cycles through tables, and identity", function()
+    local t <const> = {}
+    function t.me() return t end
+    local got <const> = cross(t)
+    assert.equal(got, got.me())
+    local f <const>, g <const> = cross(t.me, t.me)
+    assert.equal(f, g)
+  end)
+
+  it("cross twice, with the upvalues of the day", function()
+    local n = 1
+    local function f() return n end
+    assert.equal(1, cross(f)())
+    n = 2
+    assert.equal(2, cross(f)())
+  end)
+
+  it("cross again from where they arrived", function()
+    G.spec_helper = function(x) return x * 3 end
+    local function f(x) return spec_helper(x) end
+    local once <const> = cross(f)
+    G.spec_helper = nil
+    assert.equal(6, cross(once)(2))
+    assert.equal(6, cross(cross(once))(2))
+  end)
+
+  it("keep their lines for tracebacks", function()
+    local ok <const>, why <const> = pcall(cross(function() error("here") end))
+    assert.is_false(ok)
+    assert.matches("codec_spec.lua:%d+: here$", why)
+  end)
+
+  it("cross with more upvalues and constants than one byte of an instruction can count", function()
+    local source <const> = { "local t = {}" }
+    for i = 1, 300 do source[#source + 1] = ("t[%d] = 'constant %d'"):format(i, i) end
+    source[#source + 1] = "return t, late_global, math.pi"
+    local f <const> = load(table.concat(source, "\n"), "=many", "t", _ENV)
+    G.late_global = "late"
+    local got <const> = cross(f)
+    G.late_global = nil
+    local t <const>, late <const>, pi <const> = got()
+    assert.equal("constant 300", t[300])
+    assert.equal("late", late)
+    assert.equal(math.pi, pi)
+  end)
+
+  it("cross when they were stripped", function()
+    G.stripped_global = 5
+    local f <const> = load(string.dump(function(x) return x + stripped_global end, true))
+    local got <const> = cross(f)
+    G.stripped_global = nil
+    assert.equal(7, got(2))
+  end)
+
+  it("are refused by the reader that takes only data", function()
+    local _, why <const>, code <const> = codec.decode_plain(codec.encode { function() end })
+    assert.equal("a function, where only data is taken", why)
+    assert.equal(codec.ECODEC, code)
+    assert.same({ true, { 1 } }, { codec.decode_plain(codec.encode { 1 }) })
+  end)
+end)
+
+describe("codec: the globals that functions read", function()
+  local names <const> = { "g_add", "g_base", "g_deep", "g_file", "g_table", "g_count", "g_thread" }
+  after_each(function()
+    for _, name in ipairs(names) do G[name] = nil end
+  end)
+
+  it("cross, and those of global functions too", function()
+    G.g_base = 10
+    function G.g_deep(x) return x + g_base end
+    function G.g_add(x) return (function(y) return g_deep(y) end)(x) end
+    local f <const> = cross(function(x) return g_add(x) end)
+    for _, name in ipairs(names) do G[name] = nil end
+    assert.equal(15, f(5))
+  end)
+
+  it("are one private table for all functions of a message", function()
+    G.g_count = 0
+    local up <const>, get <const> = cross(function() g_count = g_count + 1 end,
+      function() return g_count end)
+    up() up()
+    assert.equal(2, get())
+    assert.equal(0, G.g_count)
+  end)
+
+  it("fall back on those of the place where they arrive", function()
+    local f <const> = cross(function() return g_base, tostring(1) end)
+    G.g_base = "local"
+    assert.same({ "local", "1" }, { f() })
+  end)
+
+  it("keep what functions and values share", function()
+    G.g_table = {}
+    local t <const> = G.g_table
+    local f <const> = cross(function() return g_table, t end)
+    local a <const>, b <const> = f()
+    assert.equal(a, b)
+    assert.not_equal(t, a)
+  end)
+
+  it("become stubs that tell the reason where they cannot cross", function()
+    G.g_file, G.g_thread = io.tmpfile(), { { coroutine.create(print) } }
+    local f <const> = cross(function(how)
+      if how == 1 then return g_file:read() end
+      if how == 2 then return g_thread[1] end
+      if how == 3 then return g_file() end
+      if how == 4 then return #g_thread end
+      return how
+    end)
+    G.g_file:close()
+    assert.equal(5, f(5))
+    local file <const> = "global 'g_file' cannot cross processes: userdata (FILE*)"
+    local thread <const> = "global 'g_thread' cannot cross processes: [1][1]: coroutine"
+    for how, why in ipairs { file, thread, file, thread } do
+      local ok <const>, message <const> = pcall(f, how)
+      assert.is_false(ok)
+      assert.matches("codec_spec.lua:%d+: ", message)
+      assert.equal(why, message:match(":%d+: (.*)"))
+    end
+  end)
+
+  it("are those of an _ENV that falls back on others; without metatable it is a table", function()
+    local base <const> = { e_base = 1 }
+    local env <const> = setmetatable({ e_own = 2 },
+      { __index = setmetatable({}, { __index = base }) })
+    local f <const> = cross(load("return e_own, e_base, tostring(3), e_none", "=env", "t", env))
+    assert.same({ n = 4, 2, 1, "3" }, table.pack(f()))
+    local bare <const> = cross(load("return e_own, tostring", "=env", "t", { e_own = 2 }))
+    assert.same({ n = 2, 2 }, table.pack(bare()))
+  end)
+
+  it("cross though others beside them do not", function()
+    local shared <const> = { "shared" }
+    G.g_file = { shared, "repeated", "repeated", "repeated", coroutine.create(print) }
+    G.g_table = { shared, "repeated", "repeated", "repeated" }
+    local f <const> = cross(function() return g_table, shared, rawlen(g_file) end)
+    local t <const>, s <const> = f()
+    assert.equal(t[1], s)
+    assert.same({ { "shared" }, "repeated", "repeated", "repeated" }, t)
+  end)
+
+  it("are refused as upvalues, not made stubs", function()
+    local conn <const> = io.stdout
+    local why <const>, code <const> = refusal(function() return conn end)
+    assert.equal(".upvalue 'conn': userdata (FILE*)", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+end)
+
+describe("codec: names", function()
+  it("stand for C functions", function()
+    assert.equal(math.sqrt, cross(math.sqrt))
+    assert.equal(print, cross(print))
+    assert.equal(codec.encode, cross(codec.encode))
+    assert.same({ string.rep, next }, { cross(string.rep, next) })
+  end)
+
+  it("stand for modules, the globals among them", function()
+    assert.equal(string, cross(string))
+    assert.equal(G, cross(G))
+    assert.equal(codec, cross { m = codec }.m)
+    local f <const> = cross(function() return math.floor(2.5), string, codec end)
+    assert.same({ 2, string, codec }, { f() })
+  end)
+
+  it("stand for Lua functions of modules that are not Lua's own", function()
+    local say <const> = require "say"
+    assert.equal(say.set_namespace, cross(say.set_namespace))
+    string.spec_added = function(x) return x .. "!" end
+    local got <const> = cross(string.spec_added)
+    assert.not_equal(string.spec_added, got)
+    assert.equal("a!", got("a"))
+    string.spec_added = nil
+  end)
+
+  it("make the other side load the module", function()
+    local m <const> = { f = function() end, new = true }
+    package.loaded["spec.made"] = m
+    local message <const> = codec.encode(m)
+    package.loaded["spec.made"] = nil
+    local again <const> = { f = print }
+    package.preload["spec.made"] = function() return again end
+    assert.same({ true, again }, { codec.decode(message) })
+    package.loaded["spec.made"] = nil
+    local _, plain_why <const> = codec.decode_plain(message)
+    assert.equal("module 'spec.made' is not loaded here", plain_why)
+    package.preload["spec.made"] = nil
+    local _, why <const>, code <const> = codec.decode(message)
+    assert.matches("^module 'spec.made' cannot be loaded here: module 'spec.made' not found:", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+
+  it("do not stand for modules of plain data, which go as tables", function()
+    package.loaded["spec.data"] = { limit = 5 }
+    local data <const> = package.loaded["spec.data"]
+    local got <const> = cross(function() return data end)()
+    package.loaded["spec.data"] = nil
+    assert.not_equal(data, got)
+    assert.same({ limit = 5 }, got)
+  end)
+
+  it("are looked up anew when a field has changed", function()
+    local message <const> = codec.encode(math.cos)
+    assert.is_string(message)
+    local cos <const> = math.cos
+    math.cos = math.sin
+    local sin <const> = cross(math.sin)
+    local why <const> = refusal(cos)
+    math.cos = cos
+    assert.equal(math.sin, sin)
+    assert.equal("C function without a name in a module", why)
+  end)
+end)
+
+describe("codec: what cannot cross", function()
+  local meta <const> = { __name = "Thing" }
+  local cases <const> = {
+    { "coroutine", function() return coroutine.create(print) end },
+    { ".conn.socket: userdata (FILE*)", function() return { conn = { socket = io.stdout } } end },
+    { "[3].cb: coroutine", function() return { 1, 2, { cb = coroutine.create(print) } } end },
+    { '["a key"][1.5]: light userdata',
+      function() return { ["a key"] = { [1.5] = codec.lightuserdata() } } end },
+    { "[true]: light userdata", function() return { [true] = codec.lightuserdata() } end },
+    { ".list (a key): coroutine",
+      function() return { list = { [coroutine.create(print)] = 1 } } end },
+    { " (a key).x: coroutine", function() return { [{ x = coroutine.create(print) }] = 1 } end },
+    { ".f: C function without a name in a module", function() return { f = codec.closure() } end },
+    { ".f: C function without a name in a module",
+      function() return { f = ("x"):gmatch("y") } end },
+    { ".p: table (Thing) with a metatable that is not registered (plua.register)",
+      function() return { p = setmetatable({}, meta) } end },
+    { "table with a metatable that is not registered (plua.register)",
+      function() return setmetatable({}, {}) end },
+    { "userdata", function() return codec.userdata(1) end },
+    { ".u: userdata (Thing)", function() return { u = codec.userdata(1, meta) } end },
+    { ".f.upvalue 'file': userdata (FILE*)", function()
+      local file <const> = io.stdout
+      return { f = function() return file end }
+    end },
+    { ".upvalue 'inner'.upvalue 'deep'.x: coroutine", function()
+      local deep <const> = { x = coroutine.create(print) }
+      local function inner() return deep end
+      return function() return inner() end
+    end },
+  }
+
+  for _, case in ipairs(cases) do
+    it("is refused with the path: " .. case[1], function()
+      local why <const>, code <const> = refusal(case[2]())
+      assert.equal(case[1], why)
+      assert.equal(codec.ECODEC, code)
+    end)
+  end
+
+  it("says which of several values", function()
+    assert.equal("value 2.x: coroutine", (refusal(1, { x = coroutine.create(print) }, 3)))
+    assert.equal("value 3: light userdata", (refusal(1, 2, codec.lightuserdata())))
+  end)
+
+  it("does not stay in the way of the next message", function()
+    local t <const> = { a = { 1 } }
+    for _ = 1, 100 do
+      refusal { t, coroutine.create(print) }
+      same({ t, t.a }, cross { t, t.a })
+    end
+  end)
+
+  it("is what finds no room, with the code of the writer", function()
+    codec.limit(100)
+    local why <const>, code <const> = refusal({ ("x"):rep(200) })
+    local _, code_of_plain <const> = refusal(("x"):rep(200))
+    local _, code_of_function <const> = refusal(function() return ("x"):rep(200) end)
+    codec.limit(nil)
+    assert.equal("larger than a worker's result area", why)
+    assert.same({ codec.ETOOBIG, codec.ETOOBIG, codec.ETOOBIG },
+      { code, code_of_plain, code_of_function })
+  end)
+end)
+
+describe("codec: hooks", function()
+  local Counter <const> = { __name = "Counter" }
+  Counter.__plua_save = function(u) return { n = codec.number(u) } end
+  Counter.__plua_load = function(v) return codec.userdata(v.n, Counter) end
+  codec.register("spec.Counter", Counter)
+
+  it("let userdata cross, shared", function()
+    local u <const> = codec.userdata(7, Counter)
+    local got <const> = cross { u, u, { k = u } }
+    assert.equal(7, codec.number(got[1]))
+    assert.equal(Counter, debug.getmetatable(got[1]))
+    assert.equal(got[1], got[2])
+    assert.equal(got[1], got[3].k)
+    assert.not_equal(u, got[1])
+  end)
+
+  it("may save any value, nested objects too", function()
+    local Box <const> = {}
+    Box.__plua_save = function(b) return b.inner end
+    Box.__plua_load = function(inner) return setmetatable({ inner = inner }, Box) end
+    codec.register("spec.Box", Box)
+    local function box(v) return setmetatable({ inner = v }, Box) end
+    local shared <const> = { "shared" }
+    local got <const> = cross { box(1), box(nil), box(box("deep")), box(shared), shared,
+      box { codec.userdata(3, Counter) }, [box("key")] = 1 }
+    assert.equal(1, got[1].inner)
+    assert.is_nil(got[2].inner)
+    assert.equal("deep", got[3].inner.inner)
+    assert.equal(got[5], got[4].inner)
+    assert.equal(3, codec.number(got[6].inner[1]))
+    assert.equal(1, cross(box(box(box(box(1))))).inner.inner.inner.inner)
+  end)
+
+  it("may themselves send and receive", function()
+    local Nested <const> = {}
+    Nested.__plua_save = function(o) return codec.encode(o.list) end
+    Nested.__plua_load = function(s)
+      return setmetatable({ list = select(2, codec.decode(s)) }, Nested)
+    end
+    codec.register("spec.Nested", Nested)
+    local list <const> = { { 1, 2 }, { x = "y" } }
+    local got <const> = cross { setmetatable({ list = list }, Nested), list }
+    assert.same(list, got[1].list)
+    assert.same(list, got[2])
+  end)
+
+  it("that fail refuse the value, with its path", function()
+    local Bad <const> = { __plua_save = function() error("no way", 0) end }
+    codec.register("spec.Bad", Bad)
+    assert.equal(".x: __plua_save failed: no way", (refusal { x = setmetatable({}, Bad) }))
+    local Late <const> = {
+      __plua_save = function() return 1 end,
+      __plua_load = function() error("not here", 0) end,
+    }
+    codec.register("spec.Late", Late)
+    local _, why <const>, code <const> = codec.decode(codec.encode { setmetatable({}, Late) })
+    assert.equal("__plua_load failed: not here", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+
+  it("cannot save an object inside itself", function()
+    local Self <const> = { __plua_save = function(o) return { { o } } end }
+    codec.register("spec.Self", Self)
+    assert.equal(".__plua_save()[1][1]: what __plua_save gave holds the object itself",
+      (refusal(setmetatable({}, Self))))
+  end)
+
+  it("ask for registration", function()
+    local meta <const> = { __name = "Loose", __plua_save = function() return 1 end }
+    assert.equal(
+      "table (Loose) has __plua_save, but its metatable is not registered (plua.register)",
+      (refusal(setmetatable({}, meta))))
+  end)
+
+  it("that change what is being written harm only the message", function()
+    local t
+    local Evil <const> = {
+      __plua_save = function()
+        for i = 1, 1000 do t["new" .. i] = i end
+        for k in pairs(t) do if k ~= "new1" then t[k] = nil end end
+        collectgarbage()
+        return "saved"
+      end,
+      __plua_load = function(s) return s end,
+    }
+    codec.register("spec.Evil", Evil)
+    for i = 1, 20 do
+      t = { a = {}, b = {}, c = "string", d = { {} } }
+      t["e" .. i] = setmetatable({}, Evil)
+      local message <const>, why <const> = codec.encode(t)
+      assert.is_true(message ~= nil or type(why) == "string")
+      if message then codec.decode(message) end
+    end
+  end)
+end)
+
+describe("codec: bytes that are no message", function()
+  local function golden()
+    local n, shared = 0, { "shared" }
+    G.spec_global = { 1, 2, 3 }
+    local Point <const> = { __plua_load = function(v) return v end }
+    codec.register("spec.Golden", Point)
+    local Saved <const> = { __plua_save = function() return { 1 } end }
+    Saved.__plua_load = function() return {} end
+    codec.register("spec.Saved", Saved)
+    local data <const> = {
+      codec.encode { 1, -1, 300, 70000, 1 << 40, 1.5, true, false, "short", ("long "):rep(100) },
+      codec.encode { { 1, 2, 3 }, { 1.5, 2.5 }, { 1, 2, "x", k = 1 } },
+      codec.encode({ a = shared, b = shared, [shared] = { a = { a = 1 } } }, nil, "x"),
+      codec.encode(setmetatable({ x = 1, y = setmetatable({ 1, 2 }, Point) }, Point)),
+      codec.encode { print, math.sqrt, string },
+      codec.encode { setmetatable({}, Saved), setmetatable({}, Saved) },
+    }
+    local code <const> = {
+      codec.encode(function() n = n + 1 return n, shared, spec_global end, function() return n end),
+    }
+    G.spec_global = nil
+    return data, code
+  end
+  local data <const>, code <const> = golden()
+
+  local function survives(read, message)
+    local ok <const>, why <const>, number <const> = read(message)
+    if ok then return end
+    if type(why) == "string" and number == codec.EFORMAT then return end
+    if number ~= codec.ECODEC and number ~= codec.EDEPTH then error("refused with no code") end
+  end
+
+  it("are refused when empty, blank or cut off anywhere", function()
+    local _, why <const>, number <const> = codec.decode("")
+    assert.equal("malformed message: it is cut short, at byte 0", why)
+    assert.equal(codec.EFORMAT, number)
+    assert.is_nil((codec.decode(("\0"):rep(64))))
+    for _, list in ipairs { data, code } do
+      for _, message in ipairs(list) do
+        for i = 0, #message - 1 do
+          local ok <const>, _, cut <const> = codec.decode(message:sub(1, i))
+          if ok or cut ~= codec.EFORMAT then error(("cut at %d of %d"):format(i, #message)) end
+        end
+      end
+    end
+  end)
+
+  it("give an error or a value after any change of one byte", function()
+    for _, message in ipairs(data) do
+      for i = 1, #message do
+        local byte <const> = message:byte(i)
+        for _, other in ipairs { 0, 0x7f, 0x80, 0xff, (byte + 1) % 256, byte ~ 1 } do
+          local changed <const> = message:sub(1, i - 1) .. string.char(other) .. message:sub(i + 1)
+          survives(codec.decode_plain, changed)
+        end
+      end
+    end
+  end)
+
+  it("give an error or a value when functions are damaged outside their bytecode", function()
+    for _, message in ipairs(code) do
+      local first <const> = message:find("\27Lua", 1, true)
+      for i = 1, first - 9 do
+        for _, other in ipairs { 0, 0x7f, 0x80, 0xff, (message:byte(i) + 1) % 256 } do
+          survives(codec.decode_plain,
+            message:sub(1, i - 1) .. string.char(other) .. message:sub(i + 1))
+        end
+      end
+    end
+  end)
+
+  it("cannot ask for more memory than they could fill", function()
+    local function u32(n) return string.pack("I4", n) end
+    collectgarbage()
+    local before <const> = collectgarbage("count")
+    local bombs <const> = {
+      "\x20" .. u32(0xffffffff) .. u32(0), "\x20" .. u32(0) .. u32(0xffffffff),
+      "\x22" .. u32(0xffffffff) .. ("\0"):rep(100), "\x0a" .. u32(0xffffffff) .. "x",
+      "\x0b" .. string.pack("J", 1 << 63) .. "x", "\x10" .. u32(0xffffffff) .. "\1",
+      "\x2a" .. string.pack("J", 0xffffffffffffffff),
+      "\x2c" .. string.pack("J", -1 >> 1) .. "\27Lua",
+      -- nested tables, each claiming all that is left
+      ("\x20" .. u32(9000) .. u32(0)):rep(1000) .. ("\1"):rep(9000),
+    }
+    for _, bomb in ipairs(bombs) do
+      local ok <const>, _, number <const> = codec.decode(bomb)
+      assert.is_nil(ok)
+      assert.equal(codec.EFORMAT, number)
+    end
+    assert.is_true(collectgarbage("count") - before < 4096)
+  end)
+
+  it("cannot make keys of nil or NaN, or nests without end", function()
+    local function u32(n) return string.pack("I4", n) end
+    local pair <const> = "\x20" .. u32(0) .. u32(1)
+    assert.matches("a key that is nil", select(2, codec.decode(pair .. "\1\1")))
+    local not_a_number <const> = pair .. "\8" .. bits(nan) .. "\1"
+    assert.matches("a key that is no number", select(2, codec.decode(not_a_number)))
+    local nest <const> = ("\x20" .. u32(1) .. u32(0)):rep(200000) .. "\1"
+    local _, why <const>, number <const> = codec.decode(nest)
+    assert.equal("nested more than 100000 deep", why)
+    assert.equal(codec.EDEPTH, number)
+  end)
+
+  it("may be anything at all", function()
+    local seed <const> = tonumber(os.getenv("PLUA_SEED")) or os.time()
+    math.randomseed(seed)
+    for round = 1, 20000 do
+      local bytes <const> = {}
+      local highest <const> = round % 2 == 0 and 255 or 0x40
+      for i = 1, math.random(40) do bytes[i] = string.char(math.random(0, highest)) end
+      survives(codec.decode_plain, table.concat(bytes))
+    end
+  end)
+end)
+
+describe("codec: memory", function()
+  it("stays where it was over many messages and refusals", function()
+    local shared <const> = {}
+    local function f() return shared, print end
+    local function round()
+      for i = 1, 200 do
+        cross { i, { shared, shared }, f, "repeated", "repeated" }
+        refusal { coroutine.create(print), f }
+        codec.decode("\x20\1\1\1")
+      end
+      collectgarbage()
+      collectgarbage()
+      return collectgarbage("count")
+    end
+    round()
+    local before <const> = round()
+    for _ = 1, 5 do round() end
+    assert.is_true(round() - before < 32)
+  end)
+
+  it("is not searched over and over where addresses are regular", function()
+    local shapes <const> = { function() return {} end, function(i) return { x = i } end,
+      function(i) return { {}, { x = i } } end, function(i) return { i, i, i, i, i, i, i } end }
+    for _, make in ipairs(shapes) do
+      local t <const> = {}
+      for i = 1, 100000 do t[i] = make(i) end
+      local began <const> = os.clock()
+      codec.encode(t)
+      assert.is_true(os.clock() - began < 2)
+    end
+  end)
+
+  it("is not collected while a large message is read, but again afterwards", function()
+    local t <const> = {}
+    for i = 1, 200000 do t[i] = { i } end
+    local message <const> = codec.encode(t)
+    for _ = 1, 3 do assert.equal(200000, #cross(t)) end
+    assert.is_true(collectgarbage("isrunning"))
+    assert.is_nil((codec.decode(message:sub(1, -2))))
+    assert.is_true(collectgarbage("isrunning"))
+  end)
+end)
