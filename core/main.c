@@ -1,0 +1,260 @@
+/* main.c: the program plua, an embedder like any other.
+   Keeps true: what the words of the command line mean is decided in Lua (plua.cli); here is what
+   Lua cannot do by itself: the state, the modules inside the binary, SIGINT, the exit status.
+   Knows plua.h and Lua. Does not know options, jobs or workers.
+   SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <lualib.h>
+
+#include "plua.h"
+
+/* The Lua half of the library, generated at build time; ends with a NULL name. */
+struct plua_module {
+  const char *name;
+  const char *source;
+  size_t len;
+};
+extern const struct plua_module plua_modules[];
+
+/* What main needs to know when Lua is done. */
+struct outcome {
+  int status; /* for exit */
+  int signal; /* not 0: die by this signal instead, so that a shell sees it */
+};
+
+/* ---- SIGINT -------------------------------------------------------------------------------- */
+
+static lua_State *running;                /* the state that 'interrupt' stops */
+static volatile sig_atomic_t interrupted; /* since 'guarded' was last entered */
+
+/* The hook is seen only when C returns to Lua. A race that one signal would lose:
+     the script is in a C function that is about to wait
+     SIGINT comes, the hook is set
+     the function begins to wait, and nobody wakes it
+   So a timer goes on ending system calls until the hook has run. */
+static void keep_waking(suseconds_t interval_us) {
+  const struct itimerval timer = {{0, interval_us}, {0, interval_us}};
+  setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+static void wake(int sig) {
+  (void)sig;
+}
+
+static void stop(lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  keep_waking(0);
+  lua_sethook(L, NULL, 0, 0);
+  luaL_error(L, "interrupted!");
+}
+
+/* Of the state, a signal handler may touch the hook only. A second SIGINT ends the process. */
+static void interrupt(int sig) {
+  const struct sigaction waker = {.sa_handler = wake};
+  interrupted = 1;
+  signal(sig, SIG_DFL);
+  lua_sethook(running, stop, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+  sigaction(SIGALRM, &waker, NULL);
+  keep_waking(20000);
+}
+
+/* Sets a handler without SA_RESTART: a blocked read has to return for the hook to run. A process
+   that was started with SIGINT ignored (sh -c 'plua x.lua &') keeps ignoring it. */
+static void on_interrupt(void (*handler)(int)) {
+  struct sigaction old, new = {.sa_handler = handler};
+  sigemptyset(&new.sa_mask);
+  if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler == SIG_IGN) return;
+  sigaction(SIGINT, &new, NULL);
+}
+
+/* ---- what plua.cli gets -------------------------------------------------------------------- */
+
+/* call(handler, f, ...) -> true, results... | false, what handler made of the error.
+   xpcall that SIGINT can interrupt. */
+static int guarded(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  luaL_checkany(L, 2);
+  interrupted = 0;
+  running = L;
+  on_interrupt(interrupt);
+  int status = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 1);
+  on_interrupt(SIG_DFL);
+  if (interrupted) keep_waking(0);
+  lua_sethook(L, NULL, 0, 0); /* a late SIGINT must not hit the caller */
+  lua_pushboolean(L, status == LUA_OK);
+  lua_replace(L, 1); /* stack: ok, results */
+  return lua_gettop(L);
+}
+
+static int was_interrupted(lua_State *L) {
+  lua_pushboolean(L, interrupted);
+  return 1;
+}
+
+static int is_terminal(lua_State *L) {
+  lua_pushboolean(L, isatty(STDIN_FILENO));
+  return 1;
+}
+
+static void push_host(lua_State *L) {
+  static const luaL_Reg host[] = {
+    {"call", guarded}, {"interrupted", was_interrupted}, {"isatty", is_terminal}, {NULL, NULL}};
+  luaL_newlib(L, host);
+  lua_pushliteral(L, PLUA_VERSION);
+  lua_setfield(L, -2, "version");
+  lua_pushliteral(L, LUA_RELEASE);
+  lua_setfield(L, -2, "lua");
+  lua_pushliteral(L, LUA_COPYRIGHT);
+  lua_setfield(L, -2, "copyright");
+}
+
+/* ---- the modules inside the binary --------------------------------------------------------- */
+
+/* Pushes "@plua/map.lua" for "plua.map", so that tracebacks name files of the source tree. */
+static const char *push_chunkname(lua_State *L, const char *module) {
+  if (strcmp(module, "plua") == 0) return lua_pushliteral(L, "@plua/init.lua");
+  luaL_gsub(L, module, ".", "/");
+  const char *name = lua_pushfstring(L, "@%s.lua", lua_tostring(L, -1));
+  lua_remove(L, -2);
+  return name;
+}
+
+/* A loader as 'require' calls them: loader(name, data) -> module. */
+static int load_module(lua_State *L) {
+  const struct plua_module *m = lua_touserdata(L, lua_upvalueindex(1));
+  lua_settop(L, 2);
+  const char *chunk = push_chunkname(L, m->name);
+  if (luaL_loadbufferx(L, m->source, m->len, chunk, "t") != LUA_OK) return lua_error(L);
+  lua_replace(L, 3);
+  lua_rotate(L, 1, 1); /* stack: chunk, name, data */
+  lua_call(L, 2, 1);
+  return 1;
+}
+
+static void push_loader(lua_State *L, const struct plua_module *m) {
+  lua_pushlightuserdata(L, (void *)(uintptr_t)m);
+  lua_pushcclosure(L, load_module, 1);
+}
+
+static void preload_modules(lua_State *L) {
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  for (const struct plua_module *m = plua_modules; m->name; m++) {
+    push_loader(L, m);
+    lua_setfield(L, -2, m->name);
+  }
+  lua_pushcfunction(L, luaopen_plua_core);
+  lua_setfield(L, -2, "plua.core");
+  lua_pop(L, 1);
+}
+
+/* Pushes the module plua.cli; it is needed before there is a 'require'. */
+static void push_cli(lua_State *L) {
+  const struct plua_module *m = plua_modules;
+  while (m->name && strcmp(m->name, "plua.cli") != 0) m++;
+  if (!m->name) luaL_error(L, "the module plua.cli is missing in this build");
+  push_loader(L, m);
+  lua_call(L, 0, 1);
+}
+
+/* ---- the run ------------------------------------------------------------------------------- */
+
+/* All but 'package', which reads LUA_PATH as it is opened: -E has to be known by then. */
+static void open_libs(lua_State *L) {
+  static const luaL_Reg libs[] = {
+    {LUA_GNAME, luaopen_base},       {LUA_COLIBNAME, luaopen_coroutine},
+    {LUA_TABLIBNAME, luaopen_table}, {LUA_IOLIBNAME, luaopen_io},
+    {LUA_OSLIBNAME, luaopen_os},     {LUA_STRLIBNAME, luaopen_string},
+    {LUA_MATHLIBNAME, luaopen_math}, {LUA_UTF8LIBNAME, luaopen_utf8},
+    {LUA_DBLIBNAME, luaopen_debug},  {NULL, NULL}};
+  for (const luaL_Reg *lib = libs; lib->func; lib++) {
+    luaL_requiref(L, lib->name, lib->func, 1);
+    lua_pop(L, 1);
+  }
+}
+
+/* Opens 'package', with the modules of the binary before those of the path. */
+static void open_package(lua_State *L, int noenv) {
+  lua_pushboolean(L, noenv);
+  lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
+  luaL_requiref(L, LUA_LOADLIBNAME, luaopen_package, 1);
+  lua_pop(L, 1);
+  preload_modules(L);
+}
+
+/* Pushes a table of argv; element 0 is the program. */
+static void push_argv(lua_State *L, int argc, char **argv) {
+  lua_createtable(L, argc, 1);
+  for (int i = 0; i < argc; i++) {
+    lua_pushstring(L, argv[i]);
+    lua_rawseti(L, -2, i);
+  }
+}
+
+/* Everything that may raise. */
+static int run(lua_State *L) {
+  int argc = (int)lua_tointeger(L, 1);
+  char **argv = lua_touserdata(L, 2);
+  struct outcome *out = lua_touserdata(L, 3);
+  luaL_checkversion(L);
+  open_libs(L);
+  push_cli(L);
+  lua_getfield(L, 4, "parse");
+  push_argv(L, argc, argv);
+  lua_call(L, 1, 1);
+  lua_getfield(L, 5, "noenv"); /* stack: argc, argv, out, cli, plan, noenv */
+  open_package(L, lua_toboolean(L, 6));
+  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does */
+  lua_getfield(L, 4, "run");
+  lua_pushvalue(L, 5);
+  push_host(L);
+  lua_call(L, 2, 2);
+  out->status = (int)lua_tointeger(L, -2);
+  out->signal = (int)lua_tointeger(L, -1);
+  return 0;
+}
+
+/* Results that could not be written are a failure, even if the script did not look. */
+static int flush_results(void) {
+  int lost = ferror(stdout);
+  int err = fflush(stdout) == 0 ? 0 : errno;
+  if (!lost && !err) return 0;
+  fprintf(stderr, "plua: cannot write to standard output%s%s\n", err ? ": " : "",
+          err ? strerror(err) : "");
+  return -1;
+}
+
+int main(int argc, char **argv) {
+  struct outcome out = {0, 0};
+  signal(SIGPIPE, SIG_DFL); /* 'plua x.lua | head -1' ends quietly, whoever started it */
+  lua_State *L = luaL_newstate();
+  if (!L) {
+    fputs("plua: cannot create state: not enough memory\n", stderr);
+    return EXIT_FAILURE;
+  }
+  lua_pushcfunction(L, run);
+  lua_pushinteger(L, argc);
+  lua_pushlightuserdata(L, argv);
+  lua_pushlightuserdata(L, &out);
+  if (lua_pcall(L, 3, 0, 0) != LUA_OK) {
+    const char *message = lua_tostring(L, -1);
+    fprintf(stderr, "plua: %s\n", message ? message : "error without a message");
+    out.status = EXIT_FAILURE;
+  }
+  lua_close(L);
+  if (flush_results() != 0 && out.status == 0) out.status = EXIT_FAILURE;
+  if (out.signal) {
+    signal(out.signal, SIG_DFL);
+    raise(out.signal);
+  }
+  return out.status;
+}

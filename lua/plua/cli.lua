@@ -1,0 +1,462 @@
+--- The command line: what its words mean, and what is run in which order.
+-- Keeps true: all of lua's own options mean what they mean there; nothing runs before the whole
+-- line is understood. Knows the host table of the program (call, interrupted, isatty, version,
+-- lua, copyright). Does not know how items are run. Loads nothing at the top: the program reads the
+-- options before 'require' exists.
+-- SPDX-License-Identifier: MIT
+
+local M <const> = {}
+
+local EX_FAILED <const>, EX_USAGE <const>, SIGINT <const> = 1, 2, 2
+
+local USAGE <const> = [=[
+usage: plua [options] [script [args]]
+Options of lua:
+  -e stat   execute string 'stat'
+  -i        enter interactive mode after executing 'script'
+  -l mod    require library 'mod' into global 'mod'
+  -l g=mod  require library 'mod' into global 'g'
+  -v        show version information
+  -E        ignore environment variables
+  -W        turn warnings on
+  --        stop handling options
+  -         stop handling options and execute stdin
+Defaults for every parallel call of the script (--name value or --name=value):
+  -j, --workers N            worker processes: a number, "50%" of the cores, 0 for none
+  --chunksize N              items that a worker takes at once, or "auto"
+  --retries N                how often a failed item is run again; else 1 after a crash
+  --on-error raise|collect   stop at the first item that fails, or go on and report all
+  --max-tasks-per-child N    replace a worker after N items
+  --seed N                   start of the random numbers that items draw
+  --nested                   calls inside a worker get workers of their own
+Other:
+  --cpus                     show how many cores may be used, and why
+  --version, --help
+]=]
+
+-- Options that stand alone. All others take a value.
+local FLAGS <const> = { nested = true }
+local ACTIONS <const> = { help = true, version = true, cpus = true }
+local SCRIPT_ONLY <const> = { init = true, finish = true, weight = true }
+
+---@class plua.Plan
+---@field argv table  the words, [0] is the program
+---@field steps table  what -e, -l and -W ask for, in their order
+---@field options table  {name, text of the value, word} of each option of plua
+---@field executes? boolean  there is a -e
+---@field script? integer  where in argv the script's name is
+---@field unknown? string  the word that is no option
+---@field failure? string  what else is wrong with the line
+
+-- The argument of the one-letter option at i, joined to it or the next word.
+local function argument(plan, i, may_dash)
+  local word <const> = plan.argv[i]
+  if #word > 2 then return word:sub(3), i end
+  local following <const> = plan.argv[i + 1]
+  if following and (may_dash or following:sub(1, 1) ~= "-") then return following, i + 1 end
+  plan.failure = ("'%s' needs argument"):format(word)
+  return nil, i
+end
+
+local LETTERS <const> = {
+  i = function(plan) plan.interactive, plan.banner = true, true end,
+  v = function(plan) plan.banner = true end,
+  E = function(plan) plan.noenv = true end,
+  W = function(plan) table.insert(plan.steps, { kind = "W" }) end,
+}
+
+-- Reads the option of one letter at i; answers where it ends.
+local function read_short(plan, i)
+  local word <const> = plan.argv[i]
+  local letter <const> = word:sub(2, 2)
+  if LETTERS[letter] and #word == 2 then
+    LETTERS[letter](plan)
+    return i
+  end
+  if letter == "e" or letter == "l" then
+    local text <const>, last <const> = argument(plan, i, false)
+    table.insert(plan.steps, { kind = letter, text = text })
+    plan.executes = plan.executes or letter == "e"
+    return last
+  end
+  if letter == "j" then
+    local text <const>, last <const> = argument(plan, i, true)
+    if text then table.insert(plan.options, { "workers", text, "-j" }) end
+    return last
+  end
+  plan.unknown = word
+  return i
+end
+
+-- Reads --name, --name=value or --name value at i; answers where it ends.
+local function read_long(plan, i)
+  local word <const> = plan.argv[i]
+  local key <const>, text <const> = word:match("^(%-%-[^=]+)=(.*)$")
+  local name <const> = (key or word):sub(3):gsub("-", "_")
+  if ACTIONS[name] then
+    plan[name] = true
+    if text then plan.failure = ("'%s' takes no value"):format(key) end
+    return i
+  end
+  local option <const> = { name, nil, key or word }
+  table.insert(plan.options, option)
+  if FLAGS[name] then
+    option[2] = text or "true"
+    return i
+  end
+  option[2] = text or plan.argv[i + 1]
+  return text and i or i + 1
+end
+
+--- Understands the words of a command line, as far as this is possible without running anything.
+---@param argv table  the words; [0] is the program
+---@return plua.Plan
+function M.parse(argv)
+  local plan <const> = { argv = argv, steps = {}, options = {} }
+  local i = 1
+  while argv[i] and argv[i]:sub(1, 1) == "-" and argv[i] ~= "-" do
+    if argv[i] == "--" then
+      i = i + 1
+      break
+    end
+    i = (argv[i]:sub(1, 2) == "--" and read_long or read_short)(plan, i)
+    if plan.failure or plan.unknown then return plan end
+    i = i + 1
+  end
+  plan.script = argv[i] and i
+  return plan
+end
+
+-- ---- what is wrong with the line ------------------------------------------------------------
+
+local function complain(text)
+  io.stdout:flush()
+  io.stderr:write("plua: ", text, "\n")
+end
+
+local function unknown_option(word)
+  local options <const> = require("plua.options")
+  local list <const> = {}
+  for _, set in ipairs { FLAGS, ACTIONS } do
+    for name in pairs(set) do table.insert(list, name) end
+  end
+  for _, name in ipairs(options.names) do
+    if not SCRIPT_ONLY[name] then table.insert(list, name) end
+  end
+  table.sort(list)
+  local hint = ""
+  if #word > 2 then
+    local near <const> = options.nearest((word:gsub("^%-+", ""):gsub("-", "_")), list)
+    hint = ("; the nearest is '--%s'"):format((near:gsub("_", "-")))
+  end
+  return ("unrecognized option '%s'%s (plua --help shows all)"):format(word, hint)
+end
+
+local function known(name)
+  for _, each in ipairs(require("plua.options").names) do
+    if each == name then return true end
+  end
+  return false
+end
+
+-- What is wrong with one option, or nil.
+local function fault_of(option)
+  local name <const>, value <const>, word <const> = option[1], option[2], option[3]
+  if SCRIPT_ONLY[name] then
+    return ("'%s' takes a function, which only a script can give"):format(word)
+  end
+  if not known(name) then return unknown_option(word) end
+  if value == nil then return ("'%s' needs a value"):format(word) end
+end
+
+-- Makes the options the defaults of all calls. nil, or what is wrong.
+local function apply(list)
+  local defaults <const> = {}
+  for _, option in ipairs(list) do
+    local fault <const> = fault_of(option)
+    if fault then return fault end
+    defaults[option[1]] = option[2]
+  end
+  if next(defaults) == nil then return end
+  local _ <const>, fault <const> = require("plua.options").set_defaults(defaults)
+  return fault
+end
+
+local function line_fault(plan)
+  if plan.unknown then return unknown_option(plan.unknown) end
+  return plan.failure or apply(plan.options)
+end
+
+-- ---- running ---------------------------------------------------------------------------------
+
+local function is_plua_error(err)
+  local plua <const> = package.loaded["plua"]
+  return type(plua) == "table" and plua.iserror and plua.iserror(err)
+end
+
+-- What a person needs to know about an uncaught error, as lua has it: a text with a traceback, or
+-- what the error says of itself. The frames below 'host.call' are ours and say nothing.
+local function describe(err, prefix)
+  local kind <const> = type(err)
+  if kind ~= "string" and kind ~= "number" then
+    local meta <const> = getmetatable(err)
+    if type(meta) == "table" and rawget(meta, "__tostring") then
+      local fine <const>, text <const> = pcall(tostring, err)
+      if fine then return is_plua_error(err) and text or prefix .. text end
+    end
+    err = ("(error object is a %s value)"):format(kind)
+  end
+  local trace <const> = debug.traceback(prefix .. err, 3)
+  return (trace:gsub("\n\t%[C%]: in [^\n]*\n\tplua/cli%.lua:.*", "\n\t[C]: in ?"))
+end
+
+-- Runs f(...) to its end. 0, 0 and its results; or, once the error has been reported, the status
+-- and the signal to leave with.
+local function execute(host, f, ...)
+  local signal = 0
+  local function handler(err)
+    local stop <const> = host.interrupted() and type(err) == "string" and err:find("interrupted!$")
+    signal = stop and SIGINT or 0
+    local text <const> = describe(err, host.prefix) -- no tail call: the traceback counts levels
+    return text
+  end
+  local results <const> = table.pack(host.call(handler, f, ...))
+  if results[1] then return 0, 0, table.unpack(results, 2, results.n) end
+  io.stdout:flush()
+  io.stderr:write(tostring(results[2]), "\n")
+  return EX_FAILED, signal
+end
+
+-- Runs a chunk with arguments, if it could be loaded.
+local function run_chunk(host, chunk, message, ...)
+  if chunk then return execute(host, chunk, ...) end
+  complain(message)
+  return EX_USAGE, 0
+end
+
+local function run_init(host)
+  local name = "LUA_INIT_" .. _VERSION:match("(%d+%.%d+)"):gsub("%.", "_")
+  local text = os.getenv(name)
+  if not text then
+    name, text = "LUA_INIT", os.getenv("LUA_INIT")
+  end
+  if not text then return 0, 0 end
+  if text:sub(1, 1) == "@" then return run_chunk(host, loadfile(text:sub(2))) end
+  return run_chunk(host, load(text, "=" .. name))
+end
+
+-- -l mod, -l mod-suffix, -l g=mod
+local function run_library(host, text)
+  local name, module = text:match("^([^=]*)=(.*)$")
+  if not name then
+    name, module = text:match("^[^-]*"), text
+  end
+  local status <const>, signal <const>, value <const> = execute(host, require, module)
+  if status == 0 then _G[name] = value end
+  return status, signal
+end
+
+local STEPS <const> = {
+  e = function(host, text) return run_chunk(host, load(text, "=(command line)")) end,
+  l = run_library,
+  W = function()
+    warn("@on")
+    return 0, 0
+  end,
+}
+
+local function run_steps(host, steps)
+  for _, step in ipairs(steps) do
+    local status <const>, signal <const> = STEPS[step.kind](host, step.text)
+    if status ~= 0 then return status, signal end
+  end
+  return 0, 0
+end
+
+-- A script that returns a table with data or map has given us a job.
+local function run_job(host, value)
+  if type(value) ~= "table" then return 0, 0 end
+  if rawget(value, "data") == nil and rawget(value, "map") == nil then return 0, 0 end
+  local status <const>, signal <const>, outcome <const>, message <const> =
+    execute(host, require("plua.job").run, value)
+  if status ~= 0 then return status, signal end
+  if outcome then return outcome, 0 end
+  complain(message)
+  return EX_USAGE, 0
+end
+
+-- Runs the script, or stdin where 'file' is nil.
+local function run_script(host, file)
+  if type(arg) ~= "table" then
+    complain("'arg' is not a table")
+    return EX_FAILED, 0
+  end
+  local chunk <const>, message <const> = loadfile(file)
+  local status <const>, signal <const>, value <const> =
+    run_chunk(host, chunk, message, table.unpack(arg))
+  if status ~= 0 then return status, signal end
+  return run_job(host, value)
+end
+
+-- ---- the interactive mode --------------------------------------------------------------------
+
+local function prompt(name, default)
+  local value <const> = _G[name]
+  io.stdout:write(value == nil and default or tostring(value))
+  io.stdout:flush()
+  return io.stdin:read("L")
+end
+
+local function is_incomplete(message) return message and message:sub(-5) == "<eof>" end
+
+-- Reads a statement or an expression over as many lines as it takes. A chunk; or nil and what is
+-- wrong with it; or nil at the end of the input.
+local function read_chunk()
+  local text = prompt("_PROMPT", "> ")
+  if not text then return end
+  text = text:gsub("\n$", ""):gsub("^=", "return ")
+  local expression <const> = load("return " .. text .. ";", "=stdin")
+  if expression then return expression end
+  while true do
+    local chunk <const>, message <const> = load(text, "=stdin")
+    if chunk or not is_incomplete(message) then return chunk, message end
+    local line <const> = prompt("_PROMPT2", ">> ")
+    if not line then return nil, message end
+    text = text .. "\n" .. line:gsub("\n$", "")
+  end
+end
+
+local function show(status, _, ...)
+  if status ~= 0 or select("#", ...) == 0 then return end
+  local fine <const>, message <const> = pcall(print, ...)
+  if not fine then
+    io.stderr:write(("error calling 'print' (%s)\n"):format(tostring(message)))
+  end
+end
+
+-- As in lua, errors without the program's name too; and 'plua' is there without being asked for.
+local function interact(host)
+  host.prefix = ""
+  if rawget(_G, "plua") == nil then rawset(_G, "plua", require("plua")) end
+  while true do
+    local chunk <const>, message <const> = read_chunk()
+    if chunk then
+      show(execute(host, chunk))
+    elseif message then
+      io.stderr:write(message, "\n")
+    else
+      break
+    end
+  end
+  io.stdout:write("\n")
+end
+
+-- ---- what only prints ------------------------------------------------------------------------
+
+local function banner(host)
+  return ("plua %s, %s\n"):format(host.version, host.copyright)
+end
+
+-- Lines with columns of equal width.
+local function align(rows)
+  local width <const> = {}
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row) do width[i] = math.max(width[i] or 0, #cell) end
+  end
+  local lines <const> = {}
+  for _, row in ipairs(rows) do
+    local line = ""
+    for i, cell in ipairs(row) do line = line .. cell .. (" "):rep(width[i] - #cell + 2) end
+    table.insert(lines, (line:gsub("%s+$", "")))
+  end
+  return table.concat(lines, "\n")
+end
+
+local function cpus_cell(source)
+  if source.text == "" then return "-" end
+  if source.cpus < 0 then return "not understood" end
+  return source.cpus == 0 and "no limit" or tostring(source.cpus)
+end
+
+local function show_cpus()
+  local plua <const> = require("plua")
+  local n <const>, decider <const> = plua.cpu_count()
+  local rows <const> = { { "SOURCE", "CPUS", "SAYS", "WHERE" } }
+  for _, source in ipairs(plua.cpus()) do
+    local text <const> = source.text == "" and "-" or source.text
+    local where <const> = source.where == "" and "-" or source.where
+    local mark <const> = source.decides and "<- decides" or ""
+    table.insert(rows, { source.name, cpus_cell(source), text, where, mark })
+  end
+  io.stdout:write(("%d, decided by %s\n"):format(n, decider), align(rows), "\n")
+end
+
+-- ---- the run ---------------------------------------------------------------------------------
+
+-- The global 'arg': the script is 0, what stands before it is negative.
+local function arg_table(plan)
+  local list <const> = {}
+  local base <const> = plan.script or 0
+  for i = 0, #plan.argv do list[i - base] = plan.argv[i] end
+  return list
+end
+
+local function script_file(plan)
+  local name <const> = plan.argv[plan.script]
+  if name == "-" and plan.argv[plan.script - 1] ~= "--" then return nil end
+  return name
+end
+
+-- What comes after the script: the interactive mode, or stdin if there was nothing else to do.
+local function run_rest(plan, host)
+  local idle <const> = not (plan.script or plan.banner or plan.executes)
+  if idle and not host.isatty() then return run_script(host, nil) end
+  if idle then io.stdout:write(banner(host)) end
+  if idle or plan.interactive then interact(host) end
+  return 0, 0
+end
+
+-- The parts of a run; each answers a status and a signal, and one that fails is the last.
+local PARTS <const> = {
+  function(plan, host)
+    if plan.noenv then return 0, 0 end
+    return run_init(host)
+  end,
+  function(plan, host) return run_steps(host, plan.steps) end,
+  function(plan, host)
+    if not plan.script then return 0, 0 end
+    return run_script(host, script_file(plan))
+  end,
+  run_rest,
+}
+
+local function run_all(plan, host)
+  for _, part in ipairs(PARTS) do
+    local status <const>, signal <const> = part(plan, host)
+    if status ~= 0 then return status, signal end
+  end
+  return 0, 0
+end
+
+--- Carries out what 'parse' understood.
+---@param plan plua.Plan
+---@param host table  what the program offers: call, interrupted, isatty, version, lua, copyright
+---@return integer status  for exit
+---@return integer signal  not 0: the process should die by it instead
+function M.run(plan, host)
+  local fault <const> = line_fault(plan)
+  if fault then
+    complain(fault)
+    return EX_USAGE, 0
+  end
+  host.prefix = "plua: "
+  if plan.help then io.stdout:write(USAGE) end
+  if plan.version then io.stdout:write(("plua %s (%s)\n"):format(host.version, host.lua)) end
+  if plan.cpus then show_cpus() end
+  if plan.help or plan.version or plan.cpus then return 0, 0 end
+  if plan.banner then io.stdout:write(banner(host)) end
+  rawset(_G, "arg", arg_table(plan))
+  return run_all(plan, host)
+end
+
+return M
