@@ -1,0 +1,173 @@
+-- The installed tree: what lies where, and that programs find it. SPDX-License-Identifier: MIT
+
+local helper <const> = require "spec.helper"
+local lfs <const> = require "lfs"
+
+local lua <const> = os.getenv("PLUA_LUA") or "lua5.4"
+local cc <const> = os.getenv("PLUA_CC") or "gcc"
+-- Always the plain build, whatever variant the specs run on.
+local make <const> = "make " .. (os.getenv("PLUA_MAKE") or "")
+
+local HOST <const> = [[
+#include <plua.h>
+#include <stdio.h>
+
+static int run(void *ctx, const plua_item *item, plua_out *out) {
+  uint64_t cube = (item->index + 1) * (item->index + 1) * (item->index + 1);
+  (void)ctx;
+  return plua_write(out, &cube, sizeof cube);
+}
+
+int main(void) {
+  plua_pool *pool;
+  plua_tasks tasks = {.size = sizeof tasks, .run = run};
+  plua_options options = {.size = sizeof options, .workers = 2};
+  plua_job job = {.size = sizeof job, .count = 6};
+  uint64_t id, sum = 0, value;
+  int done = 0, err = plua_open(&pool, &options, &tasks);
+  if (err < 0 || (err = plua_submit(pool, &job, &id)) < 0) {
+    fprintf(stderr, "%s\n", plua_strerror(err));
+    return 1;
+  }
+  while (done < 6) {
+    plua_event event;
+    if ((err = plua_next(pool, &event)) < 0) break;
+    if (event.what == PLUA_FORK) err = plua_fork(pool);
+    if (event.what == PLUA_NOTHING) plua_wait(pool, -1, 0);
+    if (event.what != PLUA_RESULT) continue;
+    memcpy(&value, event.data, sizeof value);
+    sum += value;
+    done++;
+  }
+  plua_close(pool);
+  printf("%llu\n", (unsigned long long)sum);
+  return sum != 441;
+}
+]]
+
+local function sh(command, opts)
+  local result <const> = helper.run(command, opts)
+  assert.equal(0, result.status, command .. "\n" .. result.out .. result.err)
+  return result.out
+end
+
+local function files_below(dir)
+  local list = {}
+  for path in sh("find " .. dir .. " ! -type d | sort"):gmatch("[^\n]+") do
+    list[#list + 1] = path:sub(#dir + 2)
+  end
+  return list
+end
+
+-- Installed once for all specs: the tree is only read.
+local prefix <const> = helper.build .. "/installed"
+local version
+
+setup(function()
+  sh("rm -rf " .. prefix)
+  sh(make .. " install PREFIX=" .. prefix, { timeout = 300 })
+  version = helper.read("core/plua.h"):match('PLUA_VERSION "([^"]+)"')
+end)
+
+teardown(function() sh("rm -rf " .. prefix) end)
+
+local function pkg_config(args)
+  return sh("pkg-config " .. args .. " plua",
+    { env = { PKG_CONFIG_PATH = prefix .. "/lib/pkgconfig" } }):gsub("%s+$", "")
+end
+
+local function compile_host(how)
+  local dir <const> = helper.tmp()
+  helper.write(dir .. "/host.c", HOST)
+  sh(("%s -std=c11 -Wall -Wextra -Werror -o %s/host %s/host.c %s"):format(cc, dir, dir, how))
+  return dir .. "/host"
+end
+
+describe("make install", function()
+  helper.guard()
+
+  it("puts each thing where it belongs, and nothing else", function()
+    local want = {
+      "bin/plua", "include/plua.h", "lib/libplua.a", "lib/libplua.so", "lib/libplua.so.0",
+      "lib/libplua.so." .. version, "lib/lua/5.4/plua/core.so", "lib/pkgconfig/plua.pc",
+      "share/man/man1/plua.1",
+    }
+    for name in lfs.dir("lua/plua") do
+      if name:find("%.lua$") then want[#want + 1] = "share/lua/5.4/plua/" .. name end
+    end
+    table.sort(want)
+    local found <const> = files_below(prefix)
+    table.sort(found)
+    assert.same(want, found)
+  end)
+
+  it("lets the stock interpreter map over two workers", function()
+    local out <const> = sh(lua .. [[ -e '
+      local plua <const> = require "plua"
+      local r <const> = plua.map(function(x) return x * x * x end, {1, 2, 3}, {workers = 2})
+      print(plua.version, table.concat(r, " "))']], {
+      env = {
+        LUA_PATH = prefix .. "/share/lua/5.4/?.lua;" .. prefix .. "/share/lua/5.4/?/init.lua",
+        LUA_CPATH = prefix .. "/lib/lua/5.4/?.so",
+      },
+    })
+    assert.equal(version .. "\t1 8 27\n", out)
+  end)
+
+  it("gives a program that needs no path and no other file of plua", function()
+    local dir <const> = helper.tmp()
+    sh("cp " .. prefix .. "/bin/plua " .. dir)
+    helper.write(dir .. "/job.lua", "return {data = {1, 2, 3}, map = function(x) return x + 1 end}")
+    local out <const> = sh("cd / && " .. dir .. "/plua -j 2 " .. dir .. "/job.lua",
+      { env = { LUA_PATH = "", LUA_CPATH = "" } })
+    assert.equal("2\n3\n4\n", out)
+  end)
+
+  it("lets a C program be linked by pkg-config", function()
+    local host <const> = compile_host(pkg_config("--cflags --libs"))
+    assert.equal("441\n", sh(host, { env = { LD_LIBRARY_PATH = prefix .. "/lib" } }))
+  end)
+
+  it("lets a C program be linked statically, without Lua", function()
+    local host <const> = compile_host(pkg_config("--cflags") .. " " .. prefix .. "/lib/libplua.a")
+    assert.equal("441\n", sh(host))
+  end)
+
+  it("says its version and its compatibility", function()
+    assert.equal(version, (pkg_config("--modversion")))
+    local dynamic <const> = sh("readelf -dW " .. prefix .. "/lib/libplua.so")
+    assert.truthy(dynamic:find("SONAME.-%[libplua%.so%.0%]"), dynamic)
+  end)
+
+  it("exports the public functions only", function()
+    for symbol in sh("nm -D --defined-only " .. prefix .. "/lib/libplua.so"):gmatch("%S+\n") do
+      local name <const> = symbol:gsub("%s", "")
+      assert.truthy(name:find("^plua_") or name:find("^luaopen_plua_"), name)
+    end
+  end)
+
+  it("hardens what it builds", function()
+    for _, file in ipairs { "/bin/plua", "/lib/libplua.so", "/lib/lua/5.4/plua/core.so" } do
+      local elf <const> = sh("readelf -ldW " .. prefix .. file)
+      assert.truthy(elf:find("GNU_RELRO"), file .. ": no RELRO")
+      assert.truthy(elf:find("NOW"), file .. ": binds lazily")
+      assert.falsy(elf:find("GNU_STACK[^\n]*RWE"), file .. ": executable stack")
+    end
+  end)
+
+  it("honours DESTDIR, which leaves no trace in the files", function()
+    local dir <const> = helper.tmp()
+    sh(make .. " install PREFIX=/usr DESTDIR=" .. dir, { timeout = 300 })
+    assert.same(files_below(prefix), files_below(dir .. "/usr"))
+    local pc <const> = helper.read(dir .. "/usr/lib/pkgconfig/plua.pc")
+    assert.truthy(pc:find("^prefix=/usr\n"), pc)
+    assert.falsy(pc:find(dir, 1, true))
+  end)
+
+  it("is undone by uninstall", function()
+    local dir <const> = helper.tmp()
+    sh(make .. " install PREFIX=/usr DESTDIR=" .. dir, { timeout = 300 })
+    sh(make .. " uninstall PREFIX=/usr DESTDIR=" .. dir)
+    assert.same({}, files_below(dir))
+  end)
+end)
