@@ -16,7 +16,8 @@ struct places_chunk {
 int places_prepare(struct places *p) {
   size_t c = p->count / PLACES_CHUNK;
   if (c < p->chunks) return 0;
-  int err = grow((void **)&p->chunk, &p->cap, c + 1, sizeof *p->chunk);
+  size_t pointer = sizeof(void *);
+  int err = grow((void **)&p->chunk, &p->cap, c + 1, pointer);
   if (err < 0) return err;
   struct places_chunk *new = calloc(1, sizeof *new);
   if (!new) return -ENOMEM;

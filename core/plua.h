@@ -27,20 +27,20 @@ extern "C" {
 #define PLUA_VERSION "0.1.0"
 #define PLUA_API __attribute__((visibility("default")))
 
-#define PLUA_ERRORS(X)                                                                     \
-  X(PLUA_EARG, -4001, "invalid argument")                                                  \
-  X(PLUA_EOWNER, -4002, "the pool belongs to another process")                             \
-  X(PLUA_ECLOSED, -4003, "the pool takes no more work")                                    \
-  X(PLUA_ECRASH, -4004, "worker died while running the item")                              \
-  X(PLUA_EEXIT, -4005, "worker exited while running the item")                             \
-  X(PLUA_ECANCELLED, -4006, "cancelled")                                                   \
-  X(PLUA_EBOOT, -4007, "workers die before they run anything")                             \
-  X(PLUA_ETOOBIG, -4008, "larger than a worker's result area")                             \
-  X(PLUA_EPROTO, -4009, "worker broke the protocol (its shared memory was overwritten)")   \
-  X(PLUA_ETHREADS, -4010, "cannot fork a process that has threads")                        \
-  X(PLUA_ECODEC, -4011, "value cannot cross processes")                                    \
-  X(PLUA_EFORMAT, -4012, "malformed message")                                              \
-  X(PLUA_EDEPTH, -4013, "nested too deeply")                                            \
+#define PLUA_ERRORS(X)                                                                   \
+  X(PLUA_EARG, -4001, "invalid argument")                                                \
+  X(PLUA_EOWNER, -4002, "the pool belongs to another process")                           \
+  X(PLUA_ECLOSED, -4003, "the pool takes no more work")                                  \
+  X(PLUA_ECRASH, -4004, "worker died while running the item")                            \
+  X(PLUA_EEXIT, -4005, "worker exited while running the item")                           \
+  X(PLUA_ECANCELLED, -4006, "cancelled")                                                 \
+  X(PLUA_EBOOT, -4007, "workers die before they run anything")                           \
+  X(PLUA_ETOOBIG, -4008, "larger than a worker's result area")                           \
+  X(PLUA_EPROTO, -4009, "worker broke the protocol (its shared memory was overwritten)") \
+  X(PLUA_ETHREADS, -4010, "cannot fork a process that has threads")                      \
+  X(PLUA_ECODEC, -4011, "value cannot cross processes")                                  \
+  X(PLUA_EFORMAT, -4012, "malformed message")                                            \
+  X(PLUA_EDEPTH, -4013, "nested too deeply")                                             \
   X(PLUA_ETIMEOUT, -4014, "took longer than its timeout")
 
 enum plua_error {
@@ -82,28 +82,29 @@ typedef struct plua_pool plua_pool;
 
 /* Who a worker is. */
 typedef struct plua_self {
-  int worker;     /* 1 .. workers; a replacement keeps the number of the one it replaces */
-  pid_t pid;      /* its process */
-  pid_t parent;   /* the pool's owner */
+  int worker;   /* 1 .. workers; a replacement keeps the number of the one it replaces */
+  pid_t pid;    /* its process */
+  pid_t parent; /* the pool's owner */
 } plua_self;
 
 /* One item, as 'run' sees it. The bytes are read-only and valid until 'run' returns. */
 typedef struct plua_item {
-  uint64_t job;      /* what plua_submit answered */
-  uint64_t index;    /* position in the job, from 0 */
-  unsigned attempt;  /* 1 for the first try */
-  const void *call;  /* the payload of the job; NULL if it has none */
+  uint64_t job;     /* what plua_submit answered */
+  uint64_t index;   /* position in the job, from 0 */
+  unsigned attempt; /* 1 for the first try */
+  const void *call; /* the payload of the job; NULL if it has none */
   size_t call_len;
-  const void *data;  /* the payload of the item; NULL for positions without one */
+  const void *data; /* the payload of the item; NULL for positions without one */
   size_t len;
 } plua_item;
 
 /* The functions of a pool. All are called in workers only, never in the owner. */
 typedef struct plua_tasks {
-  size_t size;   /* sizeof(plua_tasks) */
-  void *ctx;     /* handed to each */
+  size_t size; /* sizeof(plua_tasks) */
+  void *ctx;   /* handed to each */
   /* Optional. Called once, around all that follows: it must call body(arg) and may protect it (a
-     lua_pcall, a try). When it returns before body has, the worker's process ends with status 70. */
+     lua_pcall, a try). When it returns before body has, the worker's process ends with status 70.
+   */
   void (*guard)(void *ctx, void (*body)(void *arg), void *arg);
   /* Optional. Called first. Non-zero: the worker cannot start, and what it wrote says why; the
      pool then fails (PLUA_BOOT) instead of trying again. */
@@ -128,12 +129,12 @@ enum {
 };
 
 typedef struct plua_options {
-  size_t size;                /* sizeof(plua_options) */
-  int workers;                /* how many, 1 to 65,000 */
-  unsigned flags;             /* PLUA_KEEP_FDS | PLUA_SPARE */
-  uint64_t max_tasks;         /* a worker is replaced after so many items; 0: never */
-  size_t ring;                /* bytes of a worker's result ring; 0: chosen */
-  unsigned slots;             /* batches that can lie ready or run at once; 0: chosen */
+  size_t size;        /* sizeof(plua_options) */
+  int workers;        /* how many, 1 to 65,000 */
+  unsigned flags;     /* PLUA_KEEP_FDS | PLUA_SPARE */
+  uint64_t max_tasks; /* a worker is replaced after so many items; 0: never */
+  size_t ring;        /* bytes of a worker's result ring; 0: chosen */
+  unsigned slots;     /* batches that can lie ready or run at once; 0: chosen */
 } plua_options;
 
 /* Opens a pool; forks nothing yet: the first plua_next answers PLUA_FORK. 'tasks' is copied. On
@@ -163,23 +164,23 @@ PLUA_API const char *plua_message(const plua_pool *pool);
 /* ---- jobs ---------------------------------------------------------------------------------- */
 
 typedef struct plua_job {
-  size_t size;               /* sizeof(plua_job) */
-  uint64_t count;            /* items that need no payload: positions 0 .. count-1 */
-  const void *call;          /* payload of the job, given to each run; copied. May be NULL */
+  size_t size;      /* sizeof(plua_job) */
+  uint64_t count;   /* items that need no payload: positions 0 .. count-1 */
+  const void *call; /* payload of the job, given to each run; copied. May be NULL */
   size_t call_len;
-  unsigned chunksize;        /* items a worker takes at once; 0: chosen from measured rates */
-  unsigned crash_retries;    /* how often an item is run again after it took its worker along */
-  unsigned error_retries;    /* how often after an error (run answered non-zero) */
-  int64_t timeout_ns;        /* how long an item may run, from its start; 0: as long as it likes.
-                                Then it is interrupted (tasks.interrupt) and, if it still runs
-                                after 500 ms and a tenth of its timeout, or cannot be interrupted,
-                                its worker is killed: PLUA_LOST with PLUA_ETIMEOUT. Measured while
-                                the owner is in plua_next, plua_wait or plua_dispatch: never too
-                                early, and late if the owner is busy elsewhere */
+  unsigned chunksize;     /* items a worker takes at once; 0: chosen from measured rates */
+  unsigned crash_retries; /* how often an item is run again after it took its worker along */
+  unsigned error_retries; /* how often after an error (run answered non-zero) */
+  int64_t timeout_ns;     /* how long an item may run, from its start; 0: as long as it likes.
+                             Then it is interrupted (tasks.interrupt) and, if it still runs
+                             after 500 ms and a tenth of its timeout, or cannot be interrupted,
+                             its worker is killed: PLUA_LOST with PLUA_ETIMEOUT. Measured while
+                             the owner is in plua_next, plua_wait or plua_dispatch: never too
+                             early, and late if the owner is busy elsewhere */
 } plua_job;
 
 /* Adds a job. It runs behind those before it. Answers its number (positive, never used twice) in
-   *id. A job with count 0 gets its items by plua_put or plua_extend. */
+ *id. A job with count 0 gets its items by plua_put or plua_extend. */
 PLUA_API int plua_submit(plua_pool *pool, const plua_job *job, uint64_t *id);
 
 /* Adds 'count' positions without payload at the job's end. */
@@ -228,17 +229,17 @@ enum plua_what {
 
 typedef struct plua_event {
   enum plua_what what;
-  int failed;            /* RESULT: 'run' answered a positive number, this */
-  int code;              /* LOST, SHORT: why */
-  uint64_t job, index;   /* RESULT, LOST: which item; job 0 otherwise */
-  const void *data;      /* borrowed until the next plua_next or plua_close */
+  int failed;          /* RESULT: 'run' answered a positive number, this */
+  int code;            /* LOST, SHORT: why */
+  uint64_t job, index; /* RESULT, LOST: which item; job 0 otherwise */
+  const void *data;    /* borrowed until the next plua_next or plua_close */
   size_t len;
-  int worker;            /* its number, 0 if none took part */
-  pid_t pid;             /* its process */
-  unsigned attempts;     /* RESULT, LOST: how often the item was begun */
-  int signal, status;    /* LOST, BOOT: what ended the worker; signal 0: it exited with 'status';
-                            status -1: the host took the exit status away */
-  int64_t elapsed_ns;    /* RESULT with failed, LOST: how long the item ran; -1: not known */
+  int worker;         /* its number, 0 if none took part */
+  pid_t pid;          /* its process */
+  unsigned attempts;  /* RESULT, LOST: how often the item was begun */
+  int signal, status; /* LOST, BOOT: what ended the worker; signal 0: it exited with 'status';
+                         status -1: the host took the exit status away */
+  int64_t elapsed_ns; /* RESULT with failed, LOST: how long the item ran; -1: not known */
 } plua_event;
 
 /* The next outcome or request, never blocking; PLUA_NOTHING when there is none now. Posts work to
@@ -259,16 +260,16 @@ PLUA_API int plua_fd(plua_pool *pool);
 PLUA_API int plua_dispatch(plua_pool *pool);
 
 typedef struct plua_stats {
-  size_t size;             /* sizeof(plua_stats), set by the caller */
-  int workers;             /* wanted */
-  int alive;               /* living processes */
-  uint64_t submitted;      /* items given to the pool so far */
-  uint64_t done;           /* items that have an outcome */
-  uint64_t retried;        /* items run again */
-  uint64_t started;        /* processes forked */
-  uint64_t crashed;        /* processes that died while running an item */
-  uint64_t batches;        /* batches posted */
-  uint64_t taken_back;     /* batches divided after they were taken */
+  size_t size;                  /* sizeof(plua_stats), set by the caller */
+  int workers;                  /* wanted */
+  int alive;                    /* living processes */
+  uint64_t submitted;           /* items given to the pool so far */
+  uint64_t done;                /* items that have an outcome */
+  uint64_t retried;             /* items run again */
+  uint64_t started;             /* processes forked */
+  uint64_t crashed;             /* processes that died while running an item */
+  uint64_t batches;             /* batches posted */
+  uint64_t taken_back;          /* batches divided after they were taken */
   uint64_t bytes_in, bytes_out; /* payload bytes sent, reply bytes received */
 } plua_stats;
 
@@ -278,11 +279,11 @@ PLUA_API int plua_stats_get(plua_pool *pool, plua_stats *stats);
 
 /* One source of the core count, as it was found. */
 typedef struct plua_cpu_source {
-  const char *name;  /* "affinity", "cgroup", "SLURM_CPUS_PER_TASK", ... */
-  char where[256];   /* the file or the variable it was read from; "" if absent */
-  char text[128];    /* what it says, raw; "" if absent */
-  int cpus;          /* the number it stands for; 0: no limit or absent; -1: not understood */
-  int decides;       /* 1: the answer is this source's */
+  const char *name; /* "affinity", "cgroup", "SLURM_CPUS_PER_TASK", ... */
+  char where[256];  /* the file or the variable it was read from; "" if absent */
+  char text[128];   /* what it says, raw; "" if absent */
+  int cpus;         /* the number it stands for; 0: no limit or absent; -1: not understood */
+  int decides;      /* 1: the answer is this source's */
 } plua_cpu_source;
 
 /* Fills at most 'max' sources and answers the number of cores that this process may use, at least

@@ -298,9 +298,11 @@ static int left(const struct link_event *l, plua_event *e) {
 
 /* 1: *e tells it. */
 static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e) {
-  struct worker *w = l->what == LINK_BACK ? NULL : &p->worker[l->worker];
-  if (w && w->broken && l->what != LINK_DEAD) return 0;
+  if (l->what == LINK_BACK) return came_back(p, l, e);
+  struct worker *w = &p->worker[l->worker];
+  if (w->broken && l->what != LINK_DEAD) return 0;
   switch (l->what) {
+  case LINK_BACK:
   case LINK_NOTHING:
     return 0;
   case LINK_UP:
@@ -323,8 +325,6 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
     return 0;
   case LINK_LEFT:
     return left(l, e);
-  case LINK_BACK:
-    return came_back(p, l, e);
   case LINK_QUIET:
     decide(p, l->worker);
     return 0;

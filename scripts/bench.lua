@@ -8,7 +8,7 @@ local ROUNDS <const> = 5
 local WORKERS <const> = 2
 
 local function clock()
-  return require("plua.core").clock()
+  return require("plua.core").now()
 end
 
 local function cube(x) return x ^ 3 end
@@ -28,9 +28,11 @@ local function seconds(f)
 end
 
 local function serial(n)
-  local data <const>, out = sequence(n), {}
+  local data <const> = sequence(n)
   return function()
+    local out <const> = {}
     for i = 1, #data do out[i] = cube(data[i]) end
+    return out
   end
 end
 
@@ -53,7 +55,10 @@ def main():
     data = [float(i) for i in range(n)]
     if warm:
         with Pool(2) as p:
-            p.map(cube, data[:1000]); t = time.perf_counter(); p.map(cube, data, chunk); print(time.perf_counter() - t)
+            p.map(cube, data[:1000])
+            t = time.perf_counter()
+            p.map(cube, data, chunk)
+            print(time.perf_counter() - t)
     else:
         t = time.perf_counter()
         with Pool(2) as p: p.map(cube, data, chunk)
@@ -71,27 +76,38 @@ end
 
 local pool <close> = plua.pool { workers = WORKERS }
 
---- name, items, our call, what it must stay below (ns an item), the peer's program, the serial loop
+local function futures(data)
+  local f <const> = {}
+  for i = 1, #data do f[i] = pool:apply_async(cube, data[i]) end
+  for i = 1, #f do f[i]:get() end
+end
+
+local function round_trips(data)
+  for i = 1, #data do pool:apply(cube, data[i]) end
+end
+
+local function lazily(data)
+  local i = 0
+  local function next_item()
+    i = i + 1
+    return data[i]
+  end
+  local sum = 0
+  for _, result in plua.imap(cube, next_item, { workers = WORKERS }) do sum = sum + result end
+  return sum
+end
+
+local ONE_SHOT <const> = { workers = WORKERS }
+local BY_ONE <const> = { workers = WORKERS, chunksize = 1 }
+
+-- name, items, our call, what it must stay below (ns an item), the peer's pool and chunk size
 local CASES <const> = {
-  { "one-shot map", 1000000, function(data) plua.map(cube, data, { workers = WORKERS }) end, 100, "cold" },
+  { "one-shot map", 1000000, function(data) plua.map(cube, data, ONE_SHOT) end, 100, "cold" },
   { "warm pool map", 1000000, function(data) pool:map(cube, data) end, 200, "warm" },
-  { "chunksize 1", 20000, function(data) plua.map(cube, data, { workers = WORKERS, chunksize = 1 }) end,
-    nil, "cold", 1 },
-  { "apply_async, get", 20000, function(data)
-    local f = {}
-    for i = 1, #data do f[i] = pool:apply_async(cube, data[i]) end
-    for i = 1, #f do f[i]:get() end
-  end },
-  { "pool:apply, idle worker", 2000, function(data)
-    for i = 1, #data do pool:apply(cube, data[i]) end
-  end },
-  { "imap over an iterator", 1000000, function(data)
-    local i = 0
-    for _ in plua.imap(cube, function()
-      i = i + 1
-      return data[i]
-    end, { workers = WORKERS }) do end
-  end, 300 },
+  { "chunksize 1", 20000, function(data) plua.map(cube, data, BY_ONE) end, nil, "cold", 1 },
+  { "apply_async, get", 20000, futures },
+  { "pool:apply, idle worker", 2000, round_trips },
+  { "imap over an iterator", 1000000, lazily },
 }
 
 local function median(list)
@@ -121,8 +137,8 @@ local function cell(value) return value and ("%.1f"):format(value) or "-" end
 local chosen <const> = {}
 for _, name in ipairs(arg) do chosen[name] = true end
 print(("ns an item, median of %d rounds, %d workers"):format(ROUNDS, WORKERS))
-print(("%-24s %9s %9s %19s %9s %9s %9s"):format("case", "items", "plua", "spread", "serial", "python",
-  "limit"))
+local LINE <const> = "%-24s %9s %9s %19s %9s %9s %9s"
+print(LINE:format("case", "items", "plua", "spread", "serial", "python", "limit"))
 local rows, missed = {}, false
 for _, c in ipairs(CASES) do
   if not next(chosen) or chosen[c[1]] then
@@ -130,9 +146,9 @@ for _, c in ipairs(CASES) do
     rows[#rows + 1] = r
     local over <const> = r.limit and r.ns > r.limit
     missed = missed or over
-    print(("%-24s %9d %9s %19s %9s %9s %9s%s"):format(r.case, r.items, cell(r.ns),
-      cell(r.low) .. " .. " .. cell(r.high), cell(r.serial), cell(r.python), cell(r.limit),
-      over and "  over" or ""))
+    local spread <const> = cell(r.low) .. " .. " .. cell(r.high)
+    print(LINE:format(r.case, r.items, cell(r.ns), spread, cell(r.serial), cell(r.python),
+      cell(r.limit)) .. (over and "  over" or ""))
   end
 end
 local file <close> = assert(io.open("build/bench.json", "w"))

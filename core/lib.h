@@ -1,0 +1,146 @@
+/* lib.h: what the files of the Lua binding share: handles (a team of workers, or the caller's own
+   process in its place) and jobs (what was asked of one, and what came back).
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_LIB_H
+#define PLUA_LIB_H
+
+#include "plua.h"
+#include "worker.h"
+
+struct lua_State;
+struct luaL_Reg;
+struct inliner;
+
+/* ---- lib_inline.c: the calls of plua.h, for workers = 0 ------------------------------------- */
+
+/* Runs items in the caller's own process, in plua_next. The functions mirror those of plua.h. */
+int inline_open(struct inliner **out, struct runner *r, const plua_tasks *tasks);
+void inline_close(struct inliner *p);
+int inline_submit(struct inliner *p, const plua_job *job, uint64_t *id);
+int inline_extend(struct inliner *p, uint64_t id, uint64_t count);
+int inline_put(struct inliner *p, uint64_t id, plua_out **out);
+int inline_put_end(struct inliner *p);
+const void *inline_payload(struct inliner *p, uint64_t id, uint64_t index, size_t *len);
+int64_t inline_cancel(struct inliner *p, uint64_t id, uint64_t first, uint64_t count);
+int inline_forget(struct inliner *p, uint64_t id);
+int inline_shutdown(struct inliner *p);
+int inline_next(struct inliner *p, plua_event *ev);
+void inline_stats(const struct inliner *p, plua_stats *stats);
+
+/* Bytes in private memory: a plua_out that grows. */
+struct scratch {
+  plua_out out;
+};
+void scratch_open(struct scratch *s);
+void scratch_close(struct scratch *s);
+
+/* ---- handles -------------------------------------------------------------------------------- */
+
+struct handle {
+  plua_pool *pool;         /* NULL: closed, or inline */
+  struct inliner *inliner; /* NULL: closed, or a team */
+  struct runner runner;    /* the ctx of the task table; workers have a copy of their own */
+  struct runtime *rt;
+  unsigned epoch; /* rt->epoch when it was made: another one is another process */
+  pid_t owner;
+  bool once;                    /* a one-shot team: functions and data are inherited */
+  bool busy;                    /* a call on it is under way: finalisers must stay out */
+  bool failed;                  /* workers cannot start; uservalue H_FAILURE tells why */
+  bool ended;                   /* shut down, and every worker is gone */
+  struct job *apply;            /* the job that takes the calls of apply; NULL: none */
+  uint64_t applied;             /* submissions of apply so far: their index for random numbers */
+  struct scratch scratch, ends; /* a call, or items, and where each of them ends */
+};
+
+enum { H_JOBS = 1, H_FAILURE, H_THREAD, H_LEFT, H_VALUES = H_LEFT };
+
+struct handle *handle_check(struct lua_State *L, int at); /* alive and ours, or an error */
+/* Raises what happened when a call on the handle answered 'err'. */
+_Noreturn void handle_raise(struct lua_State *L, struct handle *h, int err);
+/* Calls fn on the handle at 1 with the stack as it is, busy meanwhile. Answers its results. */
+int handle_enter(struct lua_State *L, int (*fn)(struct lua_State *L));
+void handle_close(struct handle *h);
+/* Flushes files, collects garbage, forks what is missing. */
+void handle_fork(struct lua_State *L, struct handle *h);
+
+int seam_submit(struct handle *h, const plua_job *job, uint64_t *id);
+int seam_extend(struct handle *h, uint64_t id, uint64_t count);
+int seam_put(struct handle *h, uint64_t id, plua_out **out);
+int seam_put_end(struct handle *h);
+void seam_put_drop(struct handle *h);
+const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len);
+int64_t seam_cancel(struct handle *h, uint64_t id, uint64_t first, uint64_t count, int how);
+int seam_forget(struct handle *h, uint64_t id);
+int seam_next(struct handle *h, plua_event *ev);
+int seam_wait(struct handle *h, int64_t timeout_ns, int bulk);
+
+/* ---- jobs ----------------------------------------------------------------------------------- */
+
+enum keep {
+  KEEP_LIST,   /* results[index + 1] */
+  KEEP_ORDER,  /* the same, taken one by one in input order, nil kept as a mark */
+  KEEP_QUEUE,  /* index, result, index, result, ... in order of completion */
+  KEEP_FUTURES /* each index has a future */
+};
+
+enum policy {
+  ON_RAISE,   /* the first error withdraws what has not begun */
+  ON_COLLECT, /* errors take the result's place */
+  ON_CALL     /* so they do, and wait in J_FAILED for the script's function */
+};
+
+struct job {
+  struct handle *h; /* NULL: forgotten */
+  uint64_t id;
+  enum call_mode mode;
+  enum keep keep;
+  enum policy policy;
+  bool open;       /* more items may come */
+  bool stopping;   /* an error has withdrawn the rest */
+  bool settled;    /* every item has its outcome; forgotten by the core */
+  bool front;      /* ORDER: the outcome to be taken next has arrived */
+  uint64_t count;  /* items given, without those withdrawn */
+  uint64_t done;   /* items that have an outcome */
+  uint64_t taken;  /* ORDER, QUEUE: outcomes handed to the script */
+  uint64_t lowest; /* RAISE: the lowest index that failed; else UINT64_MAX */
+  uint64_t failures;
+  uint64_t total; /* FOLD: items in all blocks */
+  size_t bytes;   /* ORDER, QUEUE: payload bytes of items without an outcome */
+  size_t held;    /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet */
+};
+
+/* J_FAILED: indexes that failed, as keys of streams, as a list for ON_CALL. */
+enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_CALL, J_F, J_VALUES = J_F };
+
+struct job *job_check(struct lua_State *L, int at);
+/* Whether pump's caller has something to take. */
+bool job_ready(const struct job *job);
+/* handle:job(spec) -> job: see lib_job.c. */
+int job_new(struct lua_State *L);
+/* Encodes what a pool's workers need to know of the job into h->scratch, or raises the refusal.
+   stack: handle, spec, ... */
+void job_encode_call(struct lua_State *L, struct handle *h, const struct job *job);
+/* The job is over, at once: nothing of it comes any more. 'at': the job's index. */
+void job_end(struct lua_State *L, struct job *job, int at);
+/* If nothing is outstanding: the job is over, and the core forgets it. 'at': the job's index. */
+void job_settle(struct lua_State *L, struct job *job, int at);
+/* A future is done: remembers it if it has callbacks. 'at': the future's index, or nil there. */
+void future_done(struct lua_State *L, int at);
+
+/* ---- outcomes ------------------------------------------------------------------------------- */
+
+/* handle:pump([job], timeout, bulk): see lib_pump.c. */
+int lib_pump(struct lua_State *L);
+/* Pushes the error object of the fields in the table on top, which it replaces. */
+void push_error(struct lua_State *L);
+
+/* Raises an error object of kind "encode". The message is on top of the stack. */
+_Noreturn void raise_encode(struct lua_State *L);
+
+extern const struct luaL_Reg lib_job_methods[]; /* of handles: what makes jobs */
+/* Each adds its functions to the table on top of the stack, which is the module. */
+void lib_handle_open(struct lua_State *L);
+void lib_job_open(struct lua_State *L);
+void lib_pump_open(struct lua_State *L);
+
+#endif

@@ -1,0 +1,127 @@
+/* worker.h: what runs items: a Lua function, its arguments, one reply.
+   Knows Lua, the codec and the task table; does not know pools, rings or options.
+   SPDX-License-Identifier: MIT */
+#ifndef PLUA_WORKER_H
+#define PLUA_WORKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "plua.h"
+
+struct lua_State;
+
+/* ---- the running side of one Lua state ----------------------------------------------------- */
+
+struct runtime {
+  uint64_t *random; /* the generator behind math.random; NULL: not laid out as we know it */
+  int depth;        /* user's functions that plua is calling now, one inside another */
+  unsigned epoch;   /* grows when this process becomes a worker: handles made before are inert */
+  int worker;       /* our number; 0: not a worker process */
+  bool running;     /* an item runs; the two that follow tell which */
+  uint64_t item;    /* from 0 */
+  unsigned attempt;
+};
+
+/* The one of L's state, made at the first call. Lives as long as the state. May raise (memory). */
+struct runtime *runtime_of(struct lua_State *L);
+
+/* ---- random numbers: one stream an item ----------------------------------------------------- */
+
+/* Finds the generator's bytes and proves the layout by one known output. May raise (memory). */
+void random_open(struct lua_State *L, struct runtime *rt);
+/* Sets the generator from (seed, index): what an item draws depends on nothing else. */
+void random_item(struct lua_State *L, const struct runtime *rt, uint64_t seed, uint64_t index);
+/* One draw of 64 bits from the generator as it stands. */
+uint64_t random_draw(struct lua_State *L, const struct runtime *rt);
+
+/* ---- runners -------------------------------------------------------------------------------- */
+
+enum call_mode {
+  CALL_MAP,    /* one result */
+  CALL_STAR,   /* one result; the item is a list of arguments */
+  CALL_EACH,   /* no result: an empty reply */
+  CALL_FILTER, /* whether the result is true */
+  CALL_FOLD,   /* a block of items, their results folded by 'reduce' */
+  CALL_APPLY   /* all results; the item is the seed's index, then the arguments */
+};
+
+enum call_source {
+  FROM_LIST,  /* data[index + 1] of the inherited table, raw */
+  FROM_RANGE, /* first + index * step */
+  FROM_BYTES  /* the item's payload */
+};
+
+/* What 'run' answers for a reply that is an error. */
+enum { FAILED_ERROR = 1, FAILED_ENCODE = 2 };
+
+/* What a job asks of its items, beside the functions. */
+struct call {
+  enum call_mode mode;
+  enum call_source source;
+  bool plain; /* f is a C function: it gets the item, not the index */
+  uint64_t seed;
+  uint64_t count; /* items in all: where the last block ends */
+};
+
+/* Runs items on a Lua thread of its own. The thread's lowest slots hold what each item needs; a
+   table in the registry holds the same, so that slots can be filled again. */
+struct runner {
+  struct lua_State *host; /* the thread that forks: set before each fork */
+  struct lua_State *L;    /* the items' thread: set in the process that runs them */
+  struct runtime *rt;
+  int keep;         /* registry reference of the table of slots */
+  bool process;     /* a process of its own, so what belongs to a process may change */
+  int cores;        /* for OMP_NUM_THREADS and its like: cores for each worker */
+  struct call call; /* pools: that of 'job' */
+  uint64_t job;     /* pools: whose functions the slots hold; 0: none yet */
+  unsigned known;   /* pools: jobs in the table of jobs */
+};
+
+enum slot { SLOT_HANDLER = 1, SLOT_F, SLOT_REDUCE, SLOT_DATA, SLOT_INIT, SLOT_FINISH, SLOT_JOBS };
+enum { SLOTS = SLOT_JOBS };
+
+/* The payload of a pool's job: mode, source, seed, count, f, reduce, data. */
+enum { CALL_WORDS = 7 };
+
+/* The task tables, with a runner as ctx: positions of inherited data, or payloads of a pool. */
+plua_tasks once_tasks(struct runner *r);
+plua_tasks pool_tasks(struct runner *r);
+
+/* Fills the slots at the bottom of r->L, which is empty. May raise (memory). */
+void runner_load(struct runner *r);
+
+/* Calls the function on top of the slots with the nargs arguments above it, writes the reply and
+   clears the stack down to the slots. Answers what 'run' answers. */
+int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out);
+
+/* Writes an error that no function raised; clears the stack down to the slots. */
+int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message);
+
+/* The message handler of all calls. */
+int runner_handler(struct lua_State *L);
+
+/* What a runner inside its caller's own process puts back after each item. */
+struct mark {
+  struct runtime rt;
+  uint64_t random[4];
+};
+
+/* The parts of runner_call, for those who call by themselves: before and after the user's code;
+   the reply from the results above the slots; the reply from the error on top. 'start' is what
+   'out' held before; 'index' (from 1; 0: the item's own) is the item to blame. */
+void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m);
+void item_ends(struct runner *r, const struct mark *m);
+int runner_reply(struct runner *r, plua_out *out, size_t start);
+int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index);
+
+/* The items of block b of n items: 512 blocks of 1, 512 of 2, 512 of 4, ... */
+void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi);
+
+/* The parts that both task tables share. */
+void runner_guard(void *ctx, void (*body)(void *arg), void *arg);
+int runner_enter(void *ctx, const plua_self *self, plua_out *out);
+int runner_leave(void *ctx, plua_out *out);
+
+#endif
