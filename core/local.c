@@ -108,6 +108,7 @@ static void slice_make(struct local *l, unsigned w) {
   struct slice *s = p->slice = team_slice(&l->team, w);
   atomic_store(&s->word, 0);
   atomic_store(&s->retire, 0);
+  atomic_store(&s->go, 0);
   atomic_store(&s->sleeping, 0);
   atomic_store(&s->spill_done, 0);
   ring_clear(&s->ring);
@@ -128,16 +129,20 @@ static int spare_make(struct local *l) {
   return r < 0 ? r : 0;
 }
 
+/* 0 and the process, a negative code, or 1: the spare is of no use, and is gone. */
 static int fork_from_spare(struct local *l, unsigned w, struct proc *out) {
+  if (!l->spare.pid) return 1;
   pid_t pid = spare_fork(&l->team, &l->spare, w);
   if (pid > 0) return proc_adopt(out, pid);
   spare_drop(l);
-  return pid;
+  pid = atomic_load(&l->team.view.board->spare_pid); /* it may have made one after all */
+  return pid > 0 ? proc_adopt(out, pid) : 1;
 }
 
 static int process_make(struct local *l, unsigned w, struct proc *out) {
-  if (l->spare.pid && fork_from_spare(l, w, out) == 0) return 0;
-  int r = proc_fork(out);
+  int r = fork_from_spare(l, w, out);
+  if (r <= 0) return r;
+  r = proc_fork(out);
   if (r == 0) serve(&l->team, w);
   return r < 0 ? r : 0;
 }
@@ -168,6 +173,7 @@ static int local_start(struct link *link, int number) {
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;
+  atomic_store(&p->slice->go, 1);
   return 0;
 }
 
@@ -290,6 +296,14 @@ static int64_t bounded(int64_t timeout_ns, int64_t limit) {
   return timeout_ns < 0 || timeout_ns > limit ? limit : timeout_ns;
 }
 
+static unsigned local_idle(struct link *link) {
+  struct local *l = self(link);
+  unsigned n = 0;
+  for (unsigned i = 0; i < l->lives; i++)
+    n += l->peer[l->live[i]].state == P_ALIVE && atomic_load(&l->peer[l->live[i]].slice->sleeping);
+  return n;
+}
+
 /* Workers that are held, but not by us, would wait for ever. */
 static void kill_stuck(struct local *l) {
   for (unsigned i = 0; i < l->lives; i++) {
@@ -300,11 +314,15 @@ static void kill_stuck(struct local *l) {
   }
 }
 
-static bool spoilt(const struct local *l) {
+static bool spoilt(struct local *l) {
   unsigned w;
   if (!board_sane(&l->team.view, l->closed)) return true;
-  for (unsigned i = 0; i < l->team.view.slots; i++)
-    if (l->posted[i].state == OUT_READY && slot_says(l, i, &w) == SAYS_GARBAGE) return true;
+  bool idle = local_idle(&l->link) > 0;
+  for (unsigned i = 0; i < l->team.view.slots; i++) {
+    if (l->posted[i].state != OUT_READY) continue;
+    enum slot_says says = slot_says(l, i, &w);
+    if (says == SAYS_GARBAGE || (says == SAYS_READY && idle)) return true; /* or no longer listed */
+  }
   return false;
 }
 
@@ -362,14 +380,6 @@ static int local_fd(struct link *link) {
   }
   l->timer_fd = fd;
   return l->team.epoll_fd;
-}
-
-static unsigned local_idle(struct link *link) {
-  struct local *l = self(link);
-  unsigned n = 0;
-  for (unsigned i = 0; i < l->lives; i++)
-    n += l->peer[l->live[i]].state == P_ALIVE && atomic_load(&l->peer[l->live[i]].slice->sleeping);
-  return n;
 }
 
 /* ---- opening and closing ------------------------------------------------------------------- */

@@ -43,14 +43,6 @@ static int pidfd_open_high(pid_t pid) {
   return fd < 0 ? -errno : fd_above_stdio(fd);
 }
 
-int proc_adopt(struct proc *p, pid_t pid) {
-  int fd = pidfd_open_high(pid);
-  if (fd == -ESRCH || fd == -EINVAL) fd = -1; /* ended, and reaped by the host's SIGCHLD policy */
-  if (fd < -1) return fd;
-  *p = (struct proc){pid, fd};
-  return 0;
-}
-
 /* A child that cannot be watched is not kept: it is ours to wait for, so its pid is not reused. */
 static int discard(pid_t pid, int err) {
   kill(pid, SIGKILL);
@@ -58,12 +50,20 @@ static int discard(pid_t pid, int err) {
   return err;
 }
 
+int proc_adopt(struct proc *p, pid_t pid) {
+  int fd = pidfd_open_high(pid);
+  if (fd == -ESRCH || fd == -EINVAL) fd = -1; /* ended, and reaped by the host's SIGCHLD policy */
+  if (fd < -1) return discard(pid, fd);
+  *p = (struct proc){pid, fd};
+  return 0;
+}
+
 int proc_fork(struct proc *p) {
   pid_t pid = fork();
   if (pid < 0) return -errno;
   if (pid == 0) return 0;
   int err = proc_adopt(p, pid);
-  return err < 0 ? discard(pid, err) : 1;
+  return err < 0 ? err : 1;
 }
 
 int proc_fork_sibling(_Atomic int32_t *pid) {

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdio_ext.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "team.h"
@@ -278,6 +279,13 @@ static void take_all(struct server *s) {
   }
 }
 
+/* The owner may find that it cannot watch this process, and discard it: nothing may have run then.
+ */
+static void wait_for_go(const struct server *s) {
+  struct timespec t = {0, 50000};
+  while (!atomic_load(&s->slice->go)) nanosleep(&t, NULL);
+}
+
 /* ---- birth and end ------------------------------------------------------------------------- */
 
 static void body(void *arg) {
@@ -370,6 +378,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
   listen(s);
+  wait_for_go(s);
   if (t->tasks.guard)
     t->tasks.guard(t->tasks.ctx, body, s);
   else

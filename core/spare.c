@@ -53,7 +53,7 @@ _Noreturn void spare_serve(struct team *t) {
 
 pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
   struct board *b = t->view.board;
-  uint32_t ask = atomic_load(&b->spare_done) + 1;
+  uint32_t ask = ++t->asks;
   atomic_store(&b->spare_worker, (int32_t)w);
   atomic_store(&b->spare_pid, 0);
   atomic_store(&b->spare_check, check(t, ask, w));

@@ -41,7 +41,7 @@ static int map(struct team *t) {
     madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
     return 0;
   }
-  return -ENOMEM;
+  return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
 }
 
 static int open_fd(int fd, int *out) {

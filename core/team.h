@@ -14,11 +14,12 @@ struct slice {
   _Atomic uint64_t word; /* board.h */
   char pad0[56];
   _Atomic uint32_t retire;     /* owner: leave when idle */
+  _Atomic uint32_t go;         /* owner: this process is watched and may begin */
   _Atomic uint32_t sleeping;   /* worker: counted in board.sleepers */
   _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
   _Atomic uint64_t
     interrupt; /* owner: seq and item + 1 (as a word) that shall end, before SIGURG */
-  char pad1[40];
+  char pad1[32];
   struct ring_shared ring;
 };
 
@@ -37,6 +38,7 @@ struct team {
   plua_tasks tasks;
   unsigned flags;
   uint64_t max_tasks;
+  uint32_t asks;   /* requests to the spare so far */
   uint64_t secret; /* known to the team's processes, not to who scribbles on the board */
 };
 
