@@ -188,8 +188,7 @@ PLUA_API int plua_extend(plua_pool *pool, uint64_t id, uint64_t count);
 
 /* Adds one item with a payload: plua_put lends a writer, plua_put_end adds what was written as the
    job's next item, plua_put_drop forgets it. One item at a time for each pool. The bytes stay in
-   shared memory until the item's outcome is known (of a range that was cancelled: until
-   plua_forget). A job has items with payload or without, not both. */
+   shared memory until the item's outcome is known. A job has items with payload or without. */
 PLUA_API int plua_put(plua_pool *pool, uint64_t id, plua_out **out);
 PLUA_API int plua_put_end(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);
@@ -273,6 +272,7 @@ typedef struct plua_stats {
   uint64_t bytes_in, bytes_out; /* payload bytes sent, reply bytes received */
 } plua_stats;
 
+/* Fills *stats, as far as stats->size reaches. */
 PLUA_API int plua_stats_get(plua_pool *pool, plua_stats *stats);
 
 /* ---- how many cores ------------------------------------------------------------------------ */

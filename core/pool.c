@@ -299,9 +299,40 @@ static int note_cancelled(plua_pool *p, uint64_t id, uint64_t index) {
   return err;
 }
 
+/* The batch of a job that is out and ends behind 'at', the nearest one: [*from, *to). */
+static bool next_out(plua_pool *p, uint64_t id, uint64_t at, uint64_t *from, uint64_t *to) {
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  bool found = false;
+  for (unsigned slot = 0; sched_slot_next(p->sched, id, &slot); slot++) {
+    if (!sched_out(p->sched, slot, &b, &who, &got) || b.first + b.n <= at) continue;
+    if (found && b.first >= *from) continue;
+    *from = b.first;
+    *to = b.first + b.n;
+    found = true;
+  }
+  return found;
+}
+
+/* Frees the payloads of withdrawn items: all of [first, end) but those that are out. */
+static void free_withdrawn(plua_pool *p, struct pool_job *j, uint64_t first, uint64_t end) {
+  uint64_t from, to;
+  if (end > j->places.count) end = j->places.count;
+  while (first < end) {
+    if (!next_out(p, j->id, first, &from, &to)) from = to = end;
+    for (; first < from && first < end; first++) {
+      uint64_t off = places_take(&j->places, first);
+      if (off) store_free(p->store, off);
+    }
+    first = to;
+  }
+}
+
 int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, int how) {
   OWNED(p);
-  if (!open_job(p, id) || !count) return PLUA_EARG;
+  struct pool_job *j = open_job(p, id);
+  if (!j || !count) return PLUA_EARG;
   uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
   if (count == 1 &&
       grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1, sizeof *p->cancelled) < 0)
@@ -309,6 +340,7 @@ int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, i
   recall(p, id, first, end);
   int64_t n = sched_withdraw(p->sched, id, first, end);
   if (n == 1 && count == 1) note_cancelled(p, id, first);
+  if (n > 0 && count > 1) free_withdrawn(p, j, first, end);
   if (how & PLUA_KILL) doom(p, id, first, end, count != 1);
   pool_post(p);
   return n;

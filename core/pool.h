@@ -10,7 +10,7 @@
 #include "sched.h"
 #include "store.h"
 
-enum { BOOT_DEATHS_MAX = 3 };
+enum { BOOT_DEATHS_MAX = 3, BOOT_KILLS_MAX = 100 };
 
 enum worker_state {
   W_NONE, /* no process */

@@ -5,6 +5,7 @@
    Knows sched's verdicts and the backend's events. Does not know processes, shared memory or Lua.
    SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 
 #include "pool.h"
@@ -233,10 +234,12 @@ static int tell_lost(struct plua_pool *p, const struct link_event *l, const stru
   return 1;
 }
 
-/* Three in a row that end before they have started say that none ever will. */
-static bool boot_failed(struct plua_pool *p, const struct worker *was) {
+/* Three in a row that end before they have started say that none ever will; kills from outside are
+   luck, until they are many. */
+static bool boot_failed(struct plua_pool *p, const struct worker *was, int signal) {
   if (was->state != W_BOOTING || was->broken) return false;
-  return ++p->boot_deaths >= BOOT_DEATHS_MAX;
+  int limit = signal == SIGKILL || signal == SIGTERM ? BOOT_KILLS_MAX : BOOT_DEATHS_MAX;
+  return ++p->boot_deaths >= (unsigned)limit;
 }
 
 static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
@@ -257,7 +260,7 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
   if (freed) p->link->ops->release(p->link, (unsigned)l->slot);
   if (freed && out) pool_tidy(p, b.job);
   if (sched_waiting(p->sched)) pool_post(p);
-  if (boot_failed(p, &was)) return fail_boot(p, l, e);
+  if (boot_failed(p, &was, l->signal)) return fail_boot(p, l, e);
   if (v != SCHED_DELIVER) return 0;
   if (!was.doomed || !was.silent) return tell_lost(p, l, &item, death_code(&was, l), elapsed, e);
   item_done(p, item.job, item.index);

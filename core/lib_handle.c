@@ -1,0 +1,319 @@
+/* lib_handle.c: handles: a team of workers, or the caller's own process in its place.
+   Invariant: a handle is made closed and opened last, so that an error on the way loses nothing;
+   in a process that did not make it, it does nothing. Knows plua.h and runners; does not know what
+   jobs are for. SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base.h"
+#include "codec.h"
+#include "lib.h"
+
+/* ---- the seam: a pool, or the inliner -------------------------------------------------------- */
+
+int seam_submit(struct handle *h, const plua_job *job, uint64_t *id) {
+  return h->inliner ? inline_submit(h->inliner, job, id) : plua_submit(h->pool, job, id);
+}
+
+int seam_extend(struct handle *h, uint64_t id, uint64_t count) {
+  return h->inliner ? inline_extend(h->inliner, id, count) : plua_extend(h->pool, id, count);
+}
+
+int seam_put(struct handle *h, uint64_t id, plua_out **out) {
+  return h->inliner ? inline_put(h->inliner, id, out) : plua_put(h->pool, id, out);
+}
+
+int seam_put_end(struct handle *h) {
+  return h->inliner ? inline_put_end(h->inliner) : plua_put_end(h->pool);
+}
+
+void seam_put_drop(struct handle *h) {
+  if (h->pool) plua_put_drop(h->pool);
+}
+
+const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len) {
+  return h->inliner ? inline_payload(h->inliner, id, index, len)
+                    : plua_payload(h->pool, id, index, len);
+}
+
+int64_t seam_cancel(struct handle *h, uint64_t id, uint64_t first, uint64_t count, int how) {
+  return h->inliner ? inline_cancel(h->inliner, id, first, count)
+                    : plua_cancel(h->pool, id, first, count, how);
+}
+
+int seam_forget(struct handle *h, uint64_t id) {
+  if (h->inliner) return inline_forget(h->inliner, id);
+  return h->pool ? plua_forget(h->pool, id) : 0;
+}
+
+int seam_next(struct handle *h, plua_event *ev) {
+  return h->inliner ? inline_next(h->inliner, ev) : plua_next(h->pool, ev);
+}
+
+int seam_wait(struct handle *h, int64_t timeout_ns, int bulk) {
+  return h->inliner ? 0 : plua_wait(h->pool, timeout_ns, bulk);
+}
+
+/* ---- errors --------------------------------------------------------------------------------- */
+
+void handle_raise(lua_State *L, struct handle *h, int err) {
+  const char *text = h->pool ? plua_message(h->pool) : "";
+  if (err == PLUA_ETHREADS)
+    luaL_error(L, "plua: this process has other threads, which a fork would lose; call plua before "
+                  "they are started, or use workers = 0");
+  if (err == PLUA_EDEPTH && h->inliner)
+    luaL_error(L, "plua: calls of plua inside items are nested too deeply");
+  if (err == PLUA_ECLOSED) luaL_error(L, "plua: the pool is closed: it takes no more work");
+  luaL_error(L, "plua: %s", *text ? text : plua_strerror(err));
+  IMPOSSIBLE("luaL_error returned");
+}
+
+static struct handle *handle_any(lua_State *L, int at) {
+  struct handle *h = luaL_checkudata(L, at, "plua.handle");
+  if (h->epoch != h->rt->epoch)
+    luaL_error(L,
+               "plua: this pool belongs to the process that made it (pid %d); inside a worker use "
+               "plua.map and its sisters, which run in the worker itself",
+               (int)h->owner);
+  return h;
+}
+
+struct handle *handle_check(lua_State *L, int at) {
+  struct handle *h = handle_any(L, at);
+  if (!h->pool && !h->inliner) luaL_error(L, "plua: the pool is terminated");
+  if (h->busy) luaL_error(L, "plua: the pool is in use by the call that this one interrupts");
+  return h;
+}
+
+int handle_enter(lua_State *L, int (*fn)(lua_State *L)) {
+  struct handle *h = handle_check(L, 1);
+  int nargs = lua_gettop(L);
+  lua_pushcfunction(L, fn);
+  lua_insert(L, 1);
+  h->busy = true;
+  int status = lua_pcall(L, nargs, LUA_MULTRET, 0);
+  h->busy = false;
+  if (status != LUA_OK) return lua_error(L);
+  return lua_gettop(L);
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+static lua_Integer field(lua_State *L, const char *name, lua_Integer otherwise) {
+  lua_getfield(L, 2, name);
+  lua_Integer value = lua_isnil(L, -1) ? otherwise : lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  return value;
+}
+
+/* The slots, from the fields of the table at 2, into the table that runners are loaded from. */
+static void keep_slots(lua_State *L, struct runner *r) {
+  static const char *const names[] = {"f", "reduce", "data", "init", "finish"};
+  lua_createtable(L, SLOTS, 0);
+  for (int i = 0; i < 5; i++) {
+    lua_getfield(L, 2, names[i]);
+    lua_rawseti(L, -2, SLOT_F + i);
+  }
+  lua_createtable(L, 0, 0);
+  lua_rawseti(L, -2, SLOT_JOBS);
+  lua_getfield(L, 2, "f");
+  r->call.plain = lua_iscfunction(L, -1);
+  lua_pop(L, 1);
+  r->keep = luaL_ref(L, LUA_REGISTRYINDEX);
+}
+
+static void read_call(lua_State *L, struct runner *r) {
+  r->call.mode = (enum call_mode)field(L, "mode", CALL_MAP);
+  r->call.source = (enum call_source)field(L, "source", FROM_BYTES);
+  r->call.seed = (uint64_t)field(L, "seed", 0);
+  r->call.count = (uint64_t)field(L, "count", 0);
+  r->cores = (int)field(L, "cores", 1);
+}
+
+/* Opens the inliner. Its thread is the handle's, so that it lives as long. stack: _, spec, handle
+ */
+static int open_inline(lua_State *L, struct handle *h, const plua_tasks *tasks) {
+  h->runner.L = lua_newthread(L);
+  lua_setiuservalue(L, 3, H_THREAD);
+  return inline_open(&h->inliner, &h->runner, tasks);
+}
+
+static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, int workers) {
+  plua_options options = {
+    .size = sizeof options, .workers = workers, .max_tasks = (uint64_t)field(L, "max_tasks", 0)};
+  lua_getfield(L, 2, "spare");
+  options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0);
+  lua_pop(L, 1);
+  h->runner.process = true;
+  return plua_open(&h->pool, &options, tasks);
+}
+
+/* core.open(spec) -> handle. spec: once, workers, max_tasks, spare, cores, init, finish; with once
+   also f, reduce, data, mode, source, seed, count. */
+static int open_handle(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_settop(L, 1);
+  lua_pushnil(L);
+  lua_insert(L, 1); /* stack: nil, spec */
+  struct handle *h = lua_newuserdatauv(L, sizeof *h, H_VALUES);
+  memset(h, 0, sizeof *h);
+  h->runner.keep = LUA_NOREF;
+  scratch_open(&h->scratch);
+  scratch_open(&h->ends);
+  h->rt = h->runner.rt = runtime_of(L);
+  h->epoch = h->rt->epoch;
+  h->owner = getpid();
+  luaL_setmetatable(L, "plua.handle");
+  lua_createtable(L, 0, 4);
+  lua_setiuservalue(L, 3, H_JOBS);
+  lua_getfield(L, 2, "once");
+  h->once = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  keep_slots(L, &h->runner);
+  read_call(L, &h->runner);
+  int workers = (int)field(L, "workers", 0);
+  plua_tasks tasks = h->once ? once_tasks(&h->runner) : pool_tasks(&h->runner);
+  int err = workers ? open_team(L, h, &tasks, workers) : open_inline(L, h, &tasks);
+  if (err < 0) handle_raise(L, h, err);
+  return 1;
+}
+
+void handle_fork(lua_State *L, struct handle *h) {
+  fflush(NULL);             /* or each worker would write what the files hold once more */
+  lua_gc(L, LUA_GCCOLLECT); /* what is garbage now is finalised here, and not in each worker too */
+  h->runner.host = L;
+  int err = plua_fork(h->pool);
+  if (err < 0) handle_raise(L, h, err);
+}
+
+/* ---- closing -------------------------------------------------------------------------------- */
+
+void handle_close(struct handle *h) {
+  if (h->pool) plua_close(h->pool);
+  if (h->inliner) inline_close(h->inliner);
+  h->pool = NULL;
+  h->inliner = NULL;
+  h->apply = NULL;
+  scratch_close(&h->scratch);
+  scratch_close(&h->ends);
+}
+
+/* handle:close(): ends what runs, now. Nothing where it is closed, or another process's. */
+static int close_handle(lua_State *L) {
+  struct handle *h = luaL_checkudata(L, 1, "plua.handle");
+  if (h->busy) return 0;
+  if (h->epoch != h->rt->epoch) {
+    h->pool = NULL; /* the owner's to end; its memory here dies with this process */
+    return 0;
+  }
+  handle_close(h);
+  luaL_unref(L, LUA_REGISTRYINDEX, h->runner.keep);
+  h->runner.keep = LUA_NOREF;
+  return 0;
+}
+
+/* handle:shutdown(): no more work; workers leave when they have done what was submitted. */
+static int shutdown_handle(lua_State *L) {
+  struct handle *h = handle_check(L, 1);
+  int err = h->inliner ? inline_shutdown(h->inliner) : plua_shutdown(h->pool);
+  if (err < 0 && err != PLUA_ECLOSED) handle_raise(L, h, err);
+  return 0;
+}
+
+/* ---- what it is ----------------------------------------------------------------------------- */
+
+/* handle:start(): forks the workers now. */
+static int start_inner(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
+  if (h->pool) handle_fork(L, h);
+  return 0;
+}
+
+static int start_handle(lua_State *L) {
+  return handle_enter(L, start_inner);
+}
+
+static int resize_handle(lua_State *L) {
+  struct handle *h = handle_check(L, 1);
+  int workers = (int)luaL_checkinteger(L, 2);
+  int err = h->pool ? plua_resize(h->pool, workers) : 0;
+  if (err < 0) handle_raise(L, h, err);
+  return 0;
+}
+
+static void set(lua_State *L, const char *name, uint64_t value) {
+  lua_pushinteger(L, (lua_Integer)value);
+  lua_setfield(L, -2, name);
+}
+
+static int stats_handle(lua_State *L) {
+  struct handle *h = handle_check(L, 1);
+  plua_stats s = {.size = sizeof s};
+  if (h->inliner)
+    inline_stats(h->inliner, &s);
+  else
+    plua_stats_get(h->pool, &s);
+  lua_createtable(L, 0, 12);
+  set(L, "workers", (uint64_t)s.workers);
+  set(L, "alive", (uint64_t)s.alive);
+  set(L, "submitted", s.submitted);
+  set(L, "done", s.done);
+  set(L, "retried", s.retried);
+  set(L, "started", s.started);
+  set(L, "crashed", s.crashed);
+  set(L, "batches", s.batches);
+  set(L, "taken_back", s.taken_back);
+  set(L, "bytes_in", s.bytes_in);
+  set(L, "bytes_out", s.bytes_out);
+  return 1;
+}
+
+/* handle:alive() -> whether calls on it make sense: open, and in the process that made it; whether
+   it is shut down and every worker has gone. */
+static int alive_handle(lua_State *L) {
+  struct handle *h = luaL_checkudata(L, 1, "plua.handle");
+  lua_pushboolean(L, h->epoch == h->rt->epoch && (h->pool || h->inliner));
+  lua_pushboolean(L, h->ended);
+  return 2;
+}
+
+/* handle:failure() -> why its workers cannot start; nil: they can. */
+static int failure_handle(lua_State *L) {
+  luaL_checkudata(L, 1, "plua.handle");
+  lua_getiuservalue(L, 1, H_FAILURE);
+  return 1;
+}
+
+/* handle:jobs() -> the jobs that have outcomes to come, by number */
+static int jobs_handle(lua_State *L) {
+  luaL_checkudata(L, 1, "plua.handle");
+  lua_getiuservalue(L, 1, H_JOBS);
+  return 1;
+}
+
+void lib_handle_open(lua_State *L) {
+  static const luaL_Reg methods[] = {
+    {"close", close_handle}, {"shutdown", shutdown_handle},
+    {"start", start_handle}, {"resize", resize_handle},
+    {"stats", stats_handle}, {"alive", alive_handle},
+    {"pump", lib_pump},      {"failure", failure_handle},
+    {"jobs", jobs_handle},   {NULL, NULL},
+  };
+  luaL_newmetatable(L, "plua.handle");
+  luaL_newlib(L, methods);
+  luaL_setfuncs(L, lib_job_methods, 0);
+  lua_setfield(L, -2, "__index");
+  lua_pushcfunction(L, close_handle);
+  lua_setfield(L, -2, "__gc");
+  lua_pushcfunction(L, close_handle);
+  lua_setfield(L, -2, "__close");
+  lua_pushboolean(L, 0);
+  lua_setfield(L, -2, "__metatable");
+  lua_pop(L, 1);
+  lua_pushcfunction(L, open_handle);
+  lua_setfield(L, -2, "open");
+}

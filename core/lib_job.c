@@ -1,0 +1,325 @@
+/* lib_job.c: jobs: what a script asks of a handle, and what it is told of that.
+   Invariant: a job that is in its handle's table of jobs has outcomes to come; one that is settled
+   is known to nobody but its holder. Knows handles and the codec; does not read outcomes.
+   SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <string.h>
+
+#include "base.h"
+#include "codec.h"
+#include "lib.h"
+
+static const char completed_key;
+
+struct job *job_check(lua_State *L, int at) {
+  return luaL_checkudata(L, at, "plua.job");
+}
+
+static lua_Integer field(lua_State *L, int at, const char *name) {
+  lua_getfield(L, at, name);
+  lua_Integer value = lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  return value;
+}
+
+void raise_encode(lua_State *L) {
+  lua_createtable(L, 0, 2);
+  lua_insert(L, -2);
+  lua_setfield(L, -2, "message");
+  lua_pushliteral(L, "encode");
+  lua_setfield(L, -2, "kind");
+  push_error(L);
+  lua_error(L);
+  IMPOSSIBLE("lua_error returned");
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+bool job_ready(const struct job *job) {
+  if (job->settled) return true;
+  if (job->keep == KEEP_ORDER) return job->front;
+  return job->keep == KEEP_QUEUE && job->done > job->taken;
+}
+
+void future_done(lua_State *L, int at) {
+  if (lua_type(L, at) != LUA_TTABLE) return;
+  lua_pushvalue(L, at);
+  lua_pushliteral(L, "callbacks");
+  if (lua_rawget(L, -2) != LUA_TNIL) {
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &completed_key);
+    lua_pushvalue(L, -3);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 2);
+}
+
+void job_end(lua_State *L, struct job *job, int at) {
+  job->settled = true;
+  job->open = false;
+  if (job->h->apply == job) job->h->apply = NULL;
+  seam_forget(job->h, job->id);
+  lua_getiuservalue(L, at, J_HANDLE);
+  lua_getiuservalue(L, -1, H_JOBS);
+  lua_pushnil(L);
+  lua_rawseti(L, -2, (lua_Integer)job->id);
+  lua_pop(L, 2);
+  lua_getiuservalue(L, at, J_FUTURE);
+  future_done(L, lua_gettop(L));
+  lua_pop(L, 1);
+}
+
+void job_settle(lua_State *L, struct job *job, int at) {
+  if (!job->settled && !job->open && job->done >= job->count) job_end(L, job, at);
+}
+
+/* ---- making one ----------------------------------------------------------------------------- */
+
+/* A refusal names the function, not its place in the message. */
+void job_encode_call(lua_State *L, struct handle *h, const struct job *job) {
+  plua_out *out = &h->scratch.out;
+  int top = lua_gettop(L);
+  out->at = out->begin;
+  lua_pushinteger(L, job->mode);
+  lua_pushinteger(L, field(L, 2, "source"));
+  lua_pushinteger(L, field(L, 2, "seed"));
+  lua_pushinteger(L, (lua_Integer)job->total);
+  lua_getfield(L, 2, "f");
+  lua_getfield(L, 2, "reduce");
+  lua_getfield(L, 2, "range");
+  int err = codec_write(L, CALL_WORDS, out);
+  if (err < 0) {
+    const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : plua_strerror(err);
+    if (strncmp(why, "value 5", 7) == 0)
+      lua_pushfstring(L, "function%s", why + 7);
+    else if (strncmp(why, "value 6", 7) == 0)
+      lua_pushfstring(L, "reduce function%s", why + 7);
+    else
+      lua_pushfstring(L, "function: %s", why);
+    raise_encode(L);
+  }
+  lua_settop(L, top);
+}
+
+static void job_submit(lua_State *L, struct handle *h, struct job *job) {
+  plua_job spec = {.size = sizeof spec,
+                   .chunksize = (unsigned)field(L, 2, "chunksize"),
+                   .crash_retries = (unsigned)field(L, 2, "crash_retries"),
+                   .error_retries = (unsigned)field(L, 2, "error_retries"),
+                   .count = (uint64_t)field(L, 2, "count")};
+  if (!h->once) {
+    spec.call = h->scratch.out.begin;
+    spec.call_len = (size_t)(h->scratch.out.at - h->scratch.out.begin);
+  }
+  int err = seam_submit(h, &spec, &job->id);
+  if (err < 0) handle_raise(L, h, err);
+  job->count = spec.count;
+  job->h = h;
+}
+
+/* The table that results go to: of the right size at once, if it is known and sane. */
+static void new_results(lua_State *L, const struct job *job) {
+  uint64_t size = job->keep == KEEP_LIST && job->mode != CALL_EACH ? job->total : 0;
+  lua_createtable(L, size < (1 << 26) ? (int)size : 0, job->keep == KEEP_LIST ? 1 : 0);
+}
+
+/* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
+   chunksize, crash_retries, error_retries; for pools also source, seed, f, reduce, range. */
+int job_new(lua_State *L) {
+  struct handle *h = handle_check(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  struct job *job = lua_newuserdatauv(L, sizeof *job, J_VALUES);
+  *job = (struct job){.mode = (enum call_mode)field(L, 2, "mode"),
+                      .keep = (enum keep)field(L, 2, "keep"),
+                      .policy = (enum policy)field(L, 2, "policy"),
+                      .total = (uint64_t)field(L, 2, "total"),
+                      .lowest = UINT64_MAX,
+                      .settled = true};
+  luaL_setmetatable(L, "plua.job");
+  new_results(L, job);
+  lua_setiuservalue(L, 3, J_RESULTS);
+  lua_pushvalue(L, 1);
+  lua_setiuservalue(L, 3, J_HANDLE);
+  lua_getfield(L, 2, "data");
+  lua_setiuservalue(L, 3, J_DATA);
+  if (job->keep != KEEP_LIST || job->policy == ON_CALL) {
+    lua_createtable(L, 0, 0);
+    lua_setiuservalue(L, 3, J_FAILED);
+  }
+  if (!h->once) job_encode_call(L, h, job);
+  lua_getiuservalue(L, 1, H_JOBS);
+  job_submit(L, h,
+             job); /* from here on outcomes may come: nothing below may fail before its entry */
+  lua_pushvalue(L, 3);
+  lua_rawseti(L, -2, (lua_Integer)job->id);
+  lua_pop(L, 1);
+  lua_getfield(L, 2, "open");
+  job->open = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  job->settled = false;
+  return 1;
+}
+
+/* ---- what a job tells ----------------------------------------------------------------------- */
+
+static int job_results(lua_State *L) {
+  job_check(L, 1);
+  lua_getiuservalue(L, 1, J_RESULTS);
+  return 1;
+}
+
+/* job:state() -> settled, error under "raise", items given, outcomes, taken */
+static int job_state(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  lua_pushboolean(L, job->settled);
+  lua_getiuservalue(L, 1, J_ERROR);
+  lua_pushinteger(L, (lua_Integer)job->count);
+  lua_pushinteger(L, (lua_Integer)job->done);
+  lua_pushinteger(L, (lua_Integer)job->taken);
+  return 5;
+}
+
+/* job:failed() -> the indexes that wait for the script's function, which are its to keep. */
+static int job_failed(lua_State *L) {
+  job_check(L, 1);
+  lua_getiuservalue(L, 1, J_FAILED);
+  lua_createtable(L, 0, 0);
+  lua_setiuservalue(L, 1, J_FAILED);
+  return 1;
+}
+
+/* job:close_input(): no more items come. */
+static int job_close_input(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  if (job->settled) return 0;
+  job->open = false;
+  job_settle(L, job, 1);
+  return 0;
+}
+
+/* job:forget(): withdraws what has not begun and drops outcomes to come. */
+static int job_drop(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  if (job->settled || job->h->epoch != job->h->rt->epoch) return 0;
+  if (job->h->pool || job->h->inliner) job_end(L, job, 1);
+  job->settled = true;
+  return 0;
+}
+
+/* job:cancel([index]): withdraws the item, or all; kills the workers of those that run. */
+static int job_cancel(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  if (job->settled) return 0;
+  lua_getiuservalue(L, 1, J_HANDLE);
+  struct handle *h = handle_check(L, lua_gettop(L));
+  bool all = lua_isnoneornil(L, 2);
+  uint64_t first = all ? 0 : (uint64_t)luaL_checkinteger(L, 2);
+  int64_t err = seam_cancel(h, job->id, first, all ? UINT64_MAX : 1, PLUA_KILL);
+  if (err < 0) handle_raise(L, h, (int)err);
+  if (all) job_end(L, job, 1);
+  return 0;
+}
+
+/* Whether item job->taken has arrived, and its outcome on top of the stack if so. */
+static bool front(lua_State *L, const struct job *job, int results) {
+  return lua_rawgeti(L, results, (lua_Integer)job->taken + 1) != LUA_TNIL;
+}
+
+/* What the reply held, on average: lengths of single replies are not kept. */
+static void let_go(struct job *job) {
+  uint64_t waiting = job->done - job->taken;
+  job->held -= waiting > 1 ? job->held / waiting : job->held;
+}
+
+/* job:take() -> index, outcome, failed: the next one; nothing where it has not arrived. */
+static int job_take(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  lua_settop(L, 1);
+  lua_getiuservalue(L, 1, J_RESULTS); /* stack: job, results */
+  lua_Integer index = (lua_Integer)job->taken + 1;
+  if (job->keep == KEEP_QUEUE) {
+    if (lua_rawgeti(L, 2, 2 * index - 1) == LUA_TNIL) return 0;
+    lua_rawgeti(L, 2, 2 * index);
+    lua_pushnil(L);
+    lua_rawseti(L, 2, 2 * index - 1);
+    lua_pushnil(L);
+    lua_rawseti(L, 2, 2 * index);
+    index = lua_tointeger(L, 3);
+  } else {
+    lua_pushinteger(L, index);
+    if (!front(L, job, 2)) return 0;
+    lua_pushnil(L);
+    lua_rawseti(L, 2, index);
+  } /* stack: job, results, index, outcome */
+  let_go(job);
+  job->taken++;
+  if (job->keep == KEEP_ORDER) {
+    job->front = front(L, job, 2);
+    lua_pop(L, 1);
+  }
+  if (lua_islightuserdata(L, 4)) { /* nil, marked: see lib_pump.c */
+    lua_pushnil(L);
+    lua_replace(L, 4);
+  }
+  if (!job->failures) return 2;
+  lua_getiuservalue(L, 1, J_FAILED);
+  lua_rawgeti(L, 5, index);
+  lua_pushnil(L);
+  lua_rawseti(L, 5, index);
+  return lua_replace(L, 5), 3;
+}
+
+/* job:own(future): whose callbacks run when the job is over. */
+static int job_own(lua_State *L) {
+  job_check(L, 1);
+  lua_settop(L, 2);
+  lua_setiuservalue(L, 1, J_FUTURE);
+  return 0;
+}
+
+/* job:owner() -> its future or nil, what it keeps */
+static int job_owner(lua_State *L) {
+  struct job *job = job_check(L, 1);
+  lua_getiuservalue(L, 1, J_FUTURE);
+  lua_pushinteger(L, job->keep);
+  return 2;
+}
+
+/* core.completed() -> futures with callbacks that were done since the last call; nothing where
+   there are none, or a function of the script's called us: callbacks wait until it has returned. */
+static int completed(lua_State *L) {
+  if (runtime_of(L)->depth > 0) return 0;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &completed_key);
+  if (lua_rawlen(L, -1) == 0) return 0;
+  lua_createtable(L, 0, 0);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &completed_key);
+  return 1;
+}
+
+/* core.complete(future): as if its outcome had arrived. */
+static int complete(lua_State *L) {
+  future_done(L, 1);
+  return 0;
+}
+
+void lib_job_open(lua_State *L) {
+  static const luaL_Reg methods[] = {
+    {"results", job_results}, {"state", job_state},
+    {"failed", job_failed},   {"close_input", job_close_input},
+    {"forget", job_drop},     {"cancel", job_cancel},
+    {"take", job_take},       {"own", job_own},
+    {"owner", job_owner},     {NULL, NULL},
+  };
+  luaL_newmetatable(L, "plua.job");
+  luaL_newlib(L, methods);
+  lua_setfield(L, -2, "__index");
+  lua_pop(L, 1);
+  lua_createtable(L, 0, 0);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &completed_key);
+  lua_pushcfunction(L, completed);
+  lua_setfield(L, -2, "completed");
+  lua_pushcfunction(L, complete);
+  lua_setfield(L, -2, "complete");
+}

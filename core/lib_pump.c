@@ -1,0 +1,450 @@
+/* lib_pump.c: takes outcomes in and hands them to their jobs.
+   Invariant: an outcome counts once, in its job's 'done'; the bytes that an event lends are read
+   before the next event is asked for. Knows handles, jobs and the codec.
+   SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <lauxlib.h>
+#include <lua.h>
+#include <string.h>
+
+#include "base.h"
+#include "codec.h"
+#include "lib.h"
+
+static const char maker_key, nil_mark;
+
+enum { NAP_NS = 500000000 };
+
+/* ---- errors --------------------------------------------------------------------------------- */
+
+void push_error(lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &maker_key);
+  lua_insert(L, -2);
+  lua_call(L, 1, 1);
+}
+
+static void set_integer(lua_State *L, const char *name, lua_Integer value) {
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, name);
+}
+
+static void set_string(lua_State *L, const char *name, const char *value) {
+  lua_pushstring(L, value);
+  lua_setfield(L, -2, name);
+}
+
+static const char *kind_of(const plua_event *ev) {
+  if (ev->what == PLUA_BOOT) return "init";
+  if (ev->what == PLUA_LEFT) return "error";
+  if (ev->what == PLUA_RESULT) return ev->failed == FAILED_ENCODE ? "encode" : "error";
+  switch (ev->code) {
+  case PLUA_ECRASH:
+    return "crash";
+  case PLUA_EEXIT:
+    return "exit";
+  case PLUA_EPROTO:
+    return "crash";
+  case PLUA_ECANCELLED:
+    return "cancelled";
+  case PLUA_ETIMEOUT:
+    return "timeout";
+  case PLUA_ETOOBIG:
+  case PLUA_ECODEC:
+  case PLUA_EDEPTH:
+  case PLUA_EFORMAT:
+    return "encode";
+  default:
+    return "lost";
+  }
+}
+
+/* What the worker wrote of its error, into the table on top: see runner_error. */
+static void set_reply(lua_State *L, const plua_event *ev) {
+  static const char *const names[] = {"message", "value", "traceback", "where", "index"};
+  int fields = lua_gettop(L);
+  if (codec_read(L, ev->data, ev->len, NULL) == 5)
+    for (int i = 5; i >= 1; i--) {
+      if (lua_isnil(L, -1))
+        lua_pop(L, 1);
+      else
+        lua_setfield(L, fields, names[i - 1]);
+    }
+  lua_settop(L, fields);
+}
+
+static void set_process(lua_State *L, const plua_event *ev) {
+  if (ev->worker) set_integer(L, "worker", ev->worker);
+  if (ev->pid) set_integer(L, "pid", ev->pid);
+  if (ev->attempts) set_integer(L, "attempts", ev->attempts);
+  if (ev->elapsed_ns >= 0) {
+    lua_pushnumber(L, (lua_Number)ev->elapsed_ns / 1e9);
+    lua_setfield(L, -2, "elapsed");
+  }
+  if (ev->what != PLUA_LOST && ev->what != PLUA_BOOT) return;
+  if (ev->code == PLUA_ECANCELLED) return;
+  if (ev->signal) {
+    const char *name = sigabbrev_np(ev->signal);
+    if (name)
+      lua_pushfstring(L, "SIG%s", name);
+    else
+      lua_pushfstring(L, "signal %d", ev->signal);
+    lua_setfield(L, -2, "signal");
+  } else if (ev->status >= 0 && !ev->failed) {
+    set_integer(L, "status", ev->status);
+  }
+}
+
+/* The item itself: of the data that the job knows, or from its payload. stack: ..., job, fields */
+static void set_item(lua_State *L, struct job *job, const plua_event *ev, int at) {
+  size_t len;
+  if (lua_getiuservalue(L, at, J_DATA) != LUA_TNIL) {
+    lua_setfield(L, -2, "data");
+    return;
+  }
+  lua_pop(L, 1);
+  if (job->mode == CALL_FOLD) return;
+  const void *bytes = seam_payload(job->h, ev->job, ev->index, &len);
+  int top = lua_gettop(L);
+  if (bytes && codec_read(L, bytes, len, NULL) == 1) lua_setfield(L, top, "item");
+  lua_settop(L, top);
+}
+
+/* Pushes the error object of an event; 'job' NULL: it is no item's. */
+static void push_failure(lua_State *L, struct job *job, const plua_event *ev, int at) {
+  lua_createtable(L, 0, 12);
+  set_string(L, "kind", kind_of(ev));
+  if (job) {
+    uint64_t lo = ev->index, hi = lo + 1;
+    if (job->mode == CALL_FOLD) block_bounds(ev->index, job->total, &lo, &hi);
+    set_integer(L, "index", (lua_Integer)lo + 1);
+    if (hi > lo + 1) set_integer(L, "last", (lua_Integer)hi);
+    set_item(L, job, ev, at);
+  }
+  set_process(L, ev);
+  if (ev->what == PLUA_LOST)
+    set_string(L, "reason", plua_strerror(ev->code));
+  else if (ev->len)
+    set_reply(L, ev);
+  push_error(L);
+}
+
+/* ---- outcomes ------------------------------------------------------------------------------- */
+
+struct pump {
+  struct handle *h;
+  struct job *want; /* NULL: anything */
+  struct job *job;  /* whose userdata and results are at AT_JOB and AT_RESULTS; NULL: nobody's */
+  bool moved;       /* an outcome has come since the pump began */
+};
+
+enum { AT_WANT = 2, AT_TIMEOUT, AT_BULK, AT_JOB, AT_RESULTS };
+
+/* Makes the event's job the current one. False: nobody waits for it any more. */
+static bool job_of(lua_State *L, struct pump *p, uint64_t id) {
+  if (LIKELY(p->job && p->job->id == id && !p->job->settled)) return true;
+  lua_settop(L, AT_RESULTS);
+  p->job = NULL;
+  lua_getiuservalue(L, 1, H_JOBS);
+  lua_rawgeti(L, -1, (lua_Integer)id);
+  lua_replace(L, AT_JOB);
+  lua_pop(L, 1);
+  if (lua_isnil(L, AT_JOB)) return false;
+  p->job = job_check(L, AT_JOB);
+  lua_getiuservalue(L, AT_JOB, J_RESULTS);
+  lua_replace(L, AT_RESULTS);
+  return true;
+}
+
+/* Stores n values of a result, on top of the stack, where the future 'index' wants them. */
+static void keep_future(lua_State *L, uint64_t index, int n) {
+  int first = lua_gettop(L) - n + 1;
+  if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
+    lua_insert(L, first); /* stack: ..., future, values */
+    for (int i = n; i >= 1; i--) lua_rawseti(L, first, i);
+    lua_pushliteral(L, "n");
+    lua_pushinteger(L, n);
+    lua_rawset(L, first);
+    lua_pushnil(L);
+    lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
+    future_done(L, first);
+  }
+  lua_settop(L, first - 1);
+}
+
+/* Stores the one outcome on top of the stack. */
+static void keep_one(lua_State *L, struct job *job, uint64_t index) {
+  switch (job->keep) {
+  case KEEP_LIST:
+    lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
+    return;
+  case KEEP_ORDER:
+    if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushlightuserdata(L, (void *)&nil_mark);
+    lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
+    if (index == job->taken) job->front = true;
+    return;
+  case KEEP_QUEUE:
+    if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushlightuserdata(L, (void *)&nil_mark);
+    lua_rawseti(L, AT_RESULTS, 2 * (lua_Integer)job->done + 2);
+    lua_pushinteger(L, (lua_Integer)index + 1);
+    lua_rawseti(L, AT_RESULTS, 2 * (lua_Integer)job->done + 1);
+    return;
+  case KEEP_FUTURES:
+    keep_future(L, index, 1);
+    return;
+  }
+}
+
+/* Under "raise": keeps the error of the lowest index; the first withdraws what has not begun. */
+static void fail_raise(lua_State *L, struct job *job, uint64_t index) {
+  if (index < job->lowest) {
+    job->lowest = index;
+    lua_pushvalue(L, -1);
+    lua_setiuservalue(L, AT_JOB, J_ERROR);
+  }
+  lua_pop(L, 1);
+  if (job->stopping) return;
+  job->stopping = true;
+  job->open = false;
+  int64_t withdrawn = seam_cancel(job->h, job->id, 0, UINT64_MAX, PLUA_WITHDRAW);
+  if (withdrawn < 0) handle_raise(L, job->h, (int)withdrawn);
+  job->count -= (uint64_t)withdrawn;
+}
+
+/* Gives the error object on top of the stack to the item. */
+static void fail(lua_State *L, struct job *job, uint64_t index) {
+  job->failures++;
+  if (job->keep == KEEP_FUTURES) {
+    if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
+      lua_pushvalue(L, -2);
+      lua_setfield(L, -2, "err");
+      keep_future(L, index, 0);
+    }
+    lua_settop(L, AT_RESULTS);
+    return;
+  }
+  if (job->keep == KEEP_LIST && job->policy == ON_RAISE) {
+    fail_raise(L, job, index);
+    return;
+  }
+  if (lua_getiuservalue(L, AT_JOB, J_FAILED) == LUA_TTABLE) {
+    lua_Integer at = (lua_Integer)index + 1;
+    bool list = job->keep == KEEP_LIST;
+    if (list)
+      lua_pushinteger(L, at);
+    else
+      lua_pushboolean(L, 1);
+    lua_rawseti(L, -2, list ? (lua_Integer)lua_rawlen(L, -2) + 1 : at);
+  }
+  lua_pop(L, 1);
+  keep_one(L, job, index);
+}
+
+/* A stream's books: what lies with workers, what lies here. */
+static void count_bytes(struct job *job, const plua_event *ev) {
+  size_t len = 0;
+  if (job->bytes && seam_payload(job->h, ev->job, ev->index, &len))
+    job->bytes -= len < job->bytes ? len : job->bytes;
+  job->held += ev->len;
+}
+
+/* A result: its values to where they belong. */
+static void take_result(lua_State *L, struct job *job, const plua_event *ev) {
+  if (job->mode == CALL_EACH && job->keep == KEEP_LIST) return;
+  int n = ev->len ? codec_read(L, ev->data, ev->len, NULL) : 0;
+  if (UNLIKELY(n < 0)) {
+    plua_event bad = *ev;
+    const char *why = lua_gettop(L) > AT_RESULTS ? lua_tostring(L, -1) : NULL;
+    bad.what = PLUA_LOST;
+    bad.code = n;
+    bad.status = -1;
+    lua_pushstring(L, why ? why : plua_strerror(n));
+    push_failure(L, job, &bad, AT_JOB);
+    lua_pushvalue(L, -2);
+    lua_setfield(L, -2, "message");
+    lua_replace(L, AT_RESULTS + 1);
+    lua_settop(L, AT_RESULTS + 1);
+    fail(L, job, ev->index);
+    return;
+  }
+  if (job->keep == KEEP_FUTURES) {
+    keep_future(L, ev->index, n);
+    return;
+  }
+  if (n == 0) lua_pushnil(L);
+  keep_one(L, job, ev->index);
+}
+
+static void outcome(lua_State *L, struct pump *p, const plua_event *ev) {
+  if (!job_of(L, p, ev->job)) return;
+  struct job *job = p->job;
+  if (job->keep == KEEP_ORDER || job->keep == KEEP_QUEUE) count_bytes(job, ev);
+  if (LIKELY(ev->what == PLUA_RESULT && !ev->failed)) {
+    take_result(L, job, ev);
+  } else {
+    push_failure(L, job, ev, AT_JOB);
+    fail(L, job, ev->index);
+  }
+  job->done++;
+  p->moved = true;
+  if (UNLIKELY(job->done >= job->count)) {
+    job_settle(L, job, AT_JOB);
+    if (job->settled) p->job = NULL;
+  }
+}
+
+/* ---- the loop ------------------------------------------------------------------------------- */
+
+static void raise_failure(lua_State *L) {
+  lua_getiuservalue(L, 1, H_FAILURE);
+  lua_error(L);
+}
+
+static void boot_failed(lua_State *L, struct pump *p, const plua_event *ev) {
+  push_failure(L, NULL, ev, 0);
+  lua_setiuservalue(L, 1, H_FAILURE);
+  p->h->failed = true;
+  raise_failure(L);
+}
+
+/* Workers whose 'finish' failed tell so; the first one's error is kept. */
+static void left(lua_State *L, const plua_event *ev) {
+  if (lua_getiuservalue(L, 1, H_LEFT) == LUA_TNIL) {
+    push_failure(L, NULL, ev, 0);
+    lua_setiuservalue(L, 1, H_LEFT);
+  }
+  lua_pop(L, 1);
+}
+
+static int nothing(lua_State *L) {
+  (void)L;
+  return 0;
+}
+
+/* The lua program's signal handler sets a hook, which any call fires. The signal may come before we
+   sleep, and then nothing wakes us: so hooks run before each sleep, and no sleep is long. */
+static void let_hooks_run(lua_State *L) {
+  lua_pushcfunction(L, nothing);
+  lua_call(L, 0, 0);
+}
+
+/* Whether the caller has what it waits for. 'idle': nothing more has arrived. */
+static bool satisfied(const struct pump *p, bool idle) {
+  if (!p->want) return p->moved && (idle || p->h->inliner);
+  if (p->want->settled) return true;
+  if (!idle && !p->h->inliner) return false; /* take in all that is there */
+  if (job_ready(p->want)) return true;
+  return p->want->policy == ON_CALL && p->want->keep == KEEP_LIST && p->moved;
+}
+
+static void handle_event(lua_State *L, struct pump *p, const plua_event *ev) {
+  switch (ev->what) {
+  case PLUA_RESULT:
+  case PLUA_LOST:
+    outcome(L, p, ev);
+    return;
+  case PLUA_FORK:
+    handle_fork(L, p->h);
+    return;
+  case PLUA_BOOT:
+    boot_failed(L, p, ev);
+    return;
+  case PLUA_LEFT:
+    left(L, ev);
+    return;
+  case PLUA_ENDED:
+    p->h->ended = true;
+    return;
+  case PLUA_SHORT:
+  case PLUA_NOTHING:
+    return;
+  }
+}
+
+/* False: time is up. */
+static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
+  int64_t nap = NAP_NS;
+  let_hooks_run(L);
+  if (deadline >= 0) {
+    int64_t left_ns = deadline - now_ns();
+    if (left_ns <= 0) return false;
+    if (left_ns < nap) nap = left_ns;
+  }
+  int err = seam_wait(p->h, nap, lua_toboolean(L, AT_BULK));
+  if (err < 0 && err != -EINTR) handle_raise(L, p->h, err);
+  return err != 0 || !p->h->inliner; /* inline, nothing can come by itself */
+}
+
+/* stack: handle, job | nil, timeout | nil, bulk */
+static int pump_inner(lua_State *L) {
+  struct pump p = {.h = lua_touserdata(L, 1)};
+  plua_event ev;
+  lua_settop(L, AT_RESULTS);
+  if (!lua_isnil(L, AT_WANT)) p.want = job_check(L, AT_WANT);
+  int64_t deadline = -1;
+  if (!lua_isnil(L, AT_TIMEOUT))
+    deadline = now_ns() + (int64_t)(luaL_checknumber(L, AT_TIMEOUT) * 1e9);
+  if (p.h->failed) raise_failure(L);
+  while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */
+    int err = seam_next(p.h, &ev);
+    if (err < 0) handle_raise(L, p.h, err);
+    if (LIKELY(ev.what == PLUA_RESULT)) {
+      outcome(L, &p, &ev);
+      continue;
+    }
+    if (ev.what != PLUA_NOTHING) {
+      handle_event(L, &p, &ev);
+      if (p.h->ended) break;
+      continue;
+    }
+    if (satisfied(&p, true)) break;
+    if (!sleep_until(L, &p, deadline)) {
+      lua_pushliteral(L, "timeout");
+      return 1;
+    }
+  }
+  lua_pushstring(L, p.h->ended ? "ended" : "ready");
+  return 1;
+}
+
+/* handle:pump(job, timeout, bulk) -> "ready" | "timeout" | "ended". Takes outcomes in until the job
+   is settled or, a stream's, has one to take, or has a failure that waits for the script's
+   function; without a job until anything has come. timeout in seconds, nil: no limit. bulk: results
+   are wanted all together, so do not hurry. Raises what keeps workers from starting. */
+int lib_pump(lua_State *L) {
+  lua_settop(L, AT_BULK);
+  return handle_enter(L, pump_inner);
+}
+
+/* handle:left() -> the error of the first 'finish' that failed; nil where none did. */
+static int first_left(lua_State *L) {
+  luaL_checkudata(L, 1, "plua.handle");
+  lua_getiuservalue(L, 1, H_LEFT);
+  return 1;
+}
+
+/* core.maker(fn): fn makes the error object of a table of fields. */
+static int set_maker(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &maker_key);
+  return 0;
+}
+
+/* core.error(fields) -> the error object. */
+static int make_error(lua_State *L) {
+  lua_settop(L, 1);
+  push_error(L);
+  return 1;
+}
+
+void lib_pump_open(lua_State *L) {
+  lua_pushcfunction(L, set_maker);
+  lua_setfield(L, -2, "maker");
+  lua_pushcfunction(L, make_error);
+  lua_setfield(L, -2, "error");
+  luaL_getmetatable(L, "plua.handle");
+  lua_getfield(L, -1, "__index");
+  lua_pushcfunction(L, first_left);
+  lua_setfield(L, -2, "left");
+  lua_pop(L, 2);
+}

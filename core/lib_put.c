@@ -1,0 +1,381 @@
+/* lib_put.c: how items get to a job: lists, iterators, single calls.
+   Invariant: what cannot cross is refused before anything of it is submitted. Knows handles, jobs
+   and the codec; does not read outcomes. SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base.h"
+#include "codec.h"
+#include "lib.h"
+
+/* ---- items ---------------------------------------------------------------------------------- */
+
+/* Raises what codec_write refused of the value that 'what' names; its reason is on top. */
+static _Noreturn void refuse(lua_State *L, struct handle *h, int err, const char *what) {
+  const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : plua_strerror(err);
+  lua_pushfstring(L, "%s: %s", what, why);
+  if (err != PLUA_ECODEC && err != PLUA_EDEPTH) handle_raise(L, h, err);
+  raise_encode(L);
+}
+
+static _Noreturn void refuse_item(lua_State *L, struct handle *h, int err, uint64_t index) {
+  char what[32];
+  snprintf(what, sizeof what, "item %llu", (unsigned long long)index + 1);
+  refuse(L, h, err, what);
+}
+
+static plua_out *put(lua_State *L, struct handle *h, struct job *job, int at) {
+  plua_out *out;
+  int err = seam_put(h, job->id, &out);
+  if (LIKELY(err >= 0)) return out;
+  job_end(L, job, at);
+  handle_raise(L, h, err);
+}
+
+static void put_end(lua_State *L, struct handle *h, struct job *job, int at) {
+  int err = seam_put_end(h);
+  if (UNLIKELY(err < 0)) {
+    job_end(L, job, at);
+    handle_raise(L, h, err);
+  }
+  job->count++;
+}
+
+/* Whether every item of [from, to) of the list at 3 crosses in any case. */
+static bool all_plain(lua_State *L, uint64_t from, uint64_t to) {
+  for (uint64_t i = from; i < to; i++) {
+    int type = lua_rawgeti(L, 3, (lua_Integer)i + 1);
+    lua_pop(L, 1);
+    if (type != LUA_TNIL && type != LUA_TBOOLEAN && type != LUA_TNUMBER && type != LUA_TSTRING)
+      return false;
+  }
+  return true;
+}
+
+/* Encodes items [from, to) of the list at 3 into h->scratch, and where each ends into h->ends: a
+   refusal comes before anything is submitted. */
+static void stage(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
+  plua_out *out = &h->scratch.out, *ends = &h->ends.out;
+  out->at = out->begin;
+  ends->at = ends->begin;
+  for (uint64_t i = from; i < to; i++) {
+    lua_rawgeti(L, 3, (lua_Integer)i + 1);
+    int err = codec_write(L, 1, out);
+    uint64_t end = (uint64_t)(out->at - out->begin);
+    if (LIKELY(err >= 0)) err = plua_write(ends, &end, sizeof end);
+    if (UNLIKELY(err < 0)) {
+      job_end(L, job, 2);
+      refuse_item(L, h, err, i);
+    }
+    lua_pop(L, 1);
+  }
+}
+
+static uint64_t staged_end(const struct handle *h, uint64_t i) {
+  return i ? ((const uint64_t *)(const void *)h->ends.out.begin)[i - 1] : 0;
+}
+
+/* Puts staged items [lo, hi) as one payload, behind 'head'. */
+static void put_staged(lua_State *L, struct handle *h, struct job *job, const void *head,
+                       size_t head_len, uint64_t lo, uint64_t hi) {
+  uint64_t from = staged_end(h, lo), to = staged_end(h, hi);
+  plua_out *out = put(L, h, job, 2);
+  int err = plua_write(out, head, head_len);
+  if (err >= 0) err = plua_write(out, h->scratch.out.begin + from, (size_t)(to - from));
+  if (UNLIKELY(err < 0)) {
+    seam_put_drop(h);
+    job_end(L, job, 2);
+    handle_raise(L, h, err);
+  }
+  put_end(L, h, job, 2);
+}
+
+static void stage_over(struct handle *h) {
+  enum { KEEP = 1 << 20 };
+  if (h->scratch.out.end - h->scratch.out.begin > KEEP) scratch_close(&h->scratch);
+  if (h->ends.out.end - h->ends.out.begin > KEEP) scratch_close(&h->ends);
+}
+
+/* Puts the blocks of a fold: a payload is where it begins, how many items, the items. */
+static void put_blocks(lua_State *L, struct handle *h, struct job *job, uint64_t n) {
+  stage(L, h, job, 0, n);
+  for (uint64_t b = 0, lo, hi;; b++) {
+    block_bounds(b, n, &lo, &hi);
+    if (lo >= n) break;
+    uint64_t head[2] = {lo, hi - lo};
+    put_staged(L, h, job, head, sizeof head, lo, hi);
+  }
+  stage_over(h);
+}
+
+/* Puts items [from, to) of the list at 3, which cross in any case. */
+static void put_plain(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
+  for (uint64_t i = from; i < to; i++) {
+    plua_out *out = put(L, h, job, 2);
+    lua_rawgeti(L, 3, (lua_Integer)i + 1);
+    int err = codec_write(L, 1, out);
+    if (UNLIKELY(err < 0)) {
+      seam_put_drop(h);
+      job_end(L, job, 2);
+      refuse_item(L, h, err, i);
+    }
+    lua_pop(L, 1);
+    put_end(L, h, job, 2);
+  }
+}
+
+/* Puts items [from, to) of the list at 3. stack: handle, job, list, ... */
+static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
+  if (all_plain(L, from, to)) {
+    put_plain(L, h, job, from, to);
+    return;
+  }
+  stage(L, h, job, from, to);
+  for (uint64_t i = 0; i < to - from; i++) put_staged(L, h, job, NULL, 0, i, i + 1);
+  stage_over(h);
+}
+
+/* handle:put(job, list, n): encodes the list's n items, and closes the job. */
+static int put_inner(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
+  struct job *job = job_check(L, 2);
+  uint64_t n = (uint64_t)luaL_checkinteger(L, 4);
+  if (job->mode == CALL_FOLD)
+    put_blocks(L, h, job, n);
+  else
+    put_list(L, h, job, 0, n);
+  job->open = false;
+  job_settle(L, job, 2);
+  return 0;
+}
+
+/* handle:put_some(job, list, first, last): encodes those items of the list. */
+static int put_some_inner(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
+  uint64_t first = (uint64_t)luaL_checkinteger(L, 4), last = (uint64_t)luaL_checkinteger(L, 5);
+  put_list(L, h, job_check(L, 2), first - 1, last);
+  return 0;
+}
+
+static int put_some(lua_State *L) {
+  return handle_enter(L, put_some_inner);
+}
+
+static int put_items(lua_State *L) {
+  return handle_enter(L, put_inner);
+}
+
+/* handle:extend(job, n): n more positions. */
+static int extend(lua_State *L) {
+  struct handle *h = handle_check(L, 1);
+  struct job *job = job_check(L, 2);
+  uint64_t n = (uint64_t)luaL_checkinteger(L, 3);
+  int err = seam_extend(h, job->id, n);
+  if (err < 0) handle_raise(L, h, err);
+  job->count += n;
+  return 0;
+}
+
+/* Calls the script's iterator at 3. Pushes one value, nil at the end; false: pushes its error. */
+static bool pull(lua_State *L, struct handle *h, const struct job *job) {
+  int top = lua_gettop(L);
+  lua_pushvalue(L, 3);
+  h->rt->depth++;
+  int status = lua_pcall(L, 0, LUA_MULTRET, 0);
+  h->rt->depth--;
+  if (status != LUA_OK) return false;
+  int n = lua_gettop(L) - top;
+  if (n == 0 || lua_isnil(L, top + 1)) {
+    lua_settop(L, top);
+    lua_pushnil(L);
+    return true;
+  }
+  if (job->mode == CALL_STAR) {
+    lua_createtable(L, n, 1);
+    lua_insert(L, top + 1);
+    for (int i = n; i >= 1; i--) lua_rawseti(L, top + 1, i);
+    lua_pushinteger(L, n);
+    lua_setfield(L, top + 1, "n");
+    return true;
+  }
+  if (n == 1) return true;
+  lua_settop(L, top);
+  lua_pushfstring(
+    L,
+    "plua: the iterator gave %d values for item %I where one is wanted; starmap and its "
+    "like take several",
+    n, (LUAI_UACINT)job->count + 1);
+  return false;
+}
+
+static int raise_refusal(lua_State *L) {
+  refuse_item(L, lua_touserdata(L, 1), (int)lua_tointeger(L, 2), (uint64_t)lua_tointeger(L, 3));
+}
+
+/* An item that cannot cross ends the input as an iterator's error does. The reason is on top. */
+static int feed_refused(lua_State *L, struct handle *h, struct job *job, int err) {
+  lua_pushcfunction(L, raise_refusal);
+  lua_insert(L, -2);
+  lua_pushlightuserdata(L, h);
+  lua_insert(L, -2);
+  lua_pushinteger(L, err);
+  lua_insert(L, -2);
+  lua_pushinteger(L, (lua_Integer)job->count);
+  lua_insert(L, -2); /* stack: ..., raise_refusal, h, err, index, reason */
+  lua_pcall(L, 4, 1, 0);
+  job->open = false;
+  job_settle(L, job, 2);
+  lua_pushboolean(L, 0);
+  lua_insert(L, -2);
+  return 2;
+}
+
+/* handle:feed(job, iterator, items, bytes): pulls and encodes until so many items have not been
+   taken, or so many bytes are under way. Answers true; false at the iterator's end, and what it
+   raised, if it did. */
+static int feed_inner(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
+  struct job *job = job_check(L, 2);
+  uint64_t items = (uint64_t)luaL_checkinteger(L, 4);
+  size_t bytes = (size_t)luaL_checkinteger(L, 5);
+  while (job->count - job->taken < items && job->bytes + job->held < bytes) {
+    lua_settop(L, 5);
+    bool fine = pull(L, h, job);
+    if (!fine || lua_isnil(L, -1)) {
+      job->open = false;
+      lua_pushboolean(L, 0);
+      if (!fine) lua_pushvalue(L, -2);
+      job_settle(L, job, 2);
+      return fine ? 1 : 2;
+    }
+    plua_out *out = put(L, h, job, 2);
+    int err = codec_write(L, 1, out);
+    if (UNLIKELY(err < 0)) {
+      seam_put_drop(h);
+      return feed_refused(L, h, job, err);
+    }
+    job->bytes += (size_t)(out->at - out->begin);
+    put_end(L, h, job, 2);
+  }
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* The iterator may call plua, this handle too: so the handle is not busy meanwhile. */
+static int feed(lua_State *L) {
+  handle_check(L, 1);
+  return feed_inner(L);
+}
+
+/* ---- apply ---------------------------------------------------------------------------------- */
+
+/* Whether the job that takes calls now is for the call in h->scratch. */
+static bool same_call(lua_State *L, struct handle *h, int at) {
+  size_t len;
+  lua_getiuservalue(L, at, J_CALL);
+  const char *call = lua_tolstring(L, -1, &len);
+  size_t now = (size_t)(h->scratch.out.at - h->scratch.out.begin);
+  bool same = call && len == now && memcmp(call, h->scratch.out.begin, len) == 0;
+  lua_pop(L, 1);
+  return same;
+}
+
+/* Whether the job at 'at' is for that very function, which has nothing that could have changed. */
+static bool same_function(lua_State *L, int at) {
+  lua_getiuservalue(L, at, J_F);
+  lua_getfield(L, 2, "f");
+  bool same = lua_rawequal(L, -1, -2);
+  lua_pop(L, 2);
+  return same;
+}
+
+/* Remembers the function at the top, if all that it is is its code. stack: ..., job, f */
+static void keep_function(lua_State *L) {
+  if (lua_getupvalue(L, -1, 1))
+    lua_pop(L, 2);
+  else
+    lua_setiuservalue(L, -2, J_F);
+}
+
+/* The job that takes calls is for another function from now on. */
+static void apply_over(lua_State *L, struct handle *h) {
+  struct job *old = h->apply;
+  h->apply = NULL;
+  old->open = false;
+  job_settle(L, old, lua_gettop(L));
+  lua_pop(L, 1);
+}
+
+/* Pushes the job that calls of spec.f go to: the last one if it is the same function, by identity
+   or by its bytes. stack: handle, spec, future, args... */
+static struct job *apply_job(lua_State *L, struct handle *h) {
+  lua_getiuservalue(L, 1, H_JOBS);
+  if (h->apply) {
+    struct job now = {.mode = CALL_APPLY};
+    lua_rawgeti(L, -1, (lua_Integer)h->apply->id);
+    int at = lua_gettop(L);
+    if (same_function(L, at)) return h->apply;
+    job_encode_call(L, h, &now);
+    if (same_call(L, h, at)) return h->apply;
+    apply_over(L, h);
+  }
+  lua_pushcfunction(L, job_new);
+  lua_pushvalue(L, 1);
+  lua_pushvalue(L, 2);
+  h->busy = false;
+  lua_call(L, 2, 1);
+  h->busy = true;
+  h->apply = job_check(L, -1);
+  lua_pushlstring(L, (char *)h->scratch.out.begin,
+                  (size_t)(h->scratch.out.at - h->scratch.out.begin));
+  lua_setiuservalue(L, -2, J_CALL);
+  lua_getfield(L, 2, "f");
+  keep_function(L);
+  return h->apply;
+}
+
+/* The codec counts the number before the arguments too: "value 3.x: ..." is argument 2. */
+static _Noreturn void refuse_argument(lua_State *L, struct handle *h, int err) {
+  int n = 0, used = 0;
+  const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+  if (sscanf(why, "value %d%n", &n, &used) < 1 || n < 2) refuse(L, h, err, "argument");
+  lua_pushfstring(L, "argument %d%s", n - 1, why + used);
+  raise_encode(L);
+}
+
+/* handle:apply(spec, future, ...): submits f(...). Answers its job and index there. */
+static int apply_inner(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
+  int nargs = lua_gettop(L) - 3;
+  struct job *job = apply_job(L, h);
+  int at = lua_gettop(L);
+  plua_out *out = put(L, h, job, at);
+  luaL_checkstack(L, nargs + 4, "too many arguments");
+  lua_pushinteger(L, (lua_Integer)h->applied);
+  for (int i = 0; i < nargs; i++) lua_pushvalue(L, 4 + i);
+  int err = codec_write(L, nargs + 1, out);
+  if (UNLIKELY(err < 0)) {
+    seam_put_drop(h);
+    refuse_argument(L, h, err);
+  }
+  uint64_t index = job->count;
+  put_end(L, h, job, at);
+  h->applied++;
+  lua_getiuservalue(L, at, J_RESULTS);
+  lua_pushvalue(L, 3);
+  lua_rawseti(L, -2, (lua_Integer)index + 1);
+  lua_pushvalue(L, at);
+  lua_pushinteger(L, (lua_Integer)index);
+  return 2;
+}
+
+static int apply(lua_State *L) {
+  return handle_enter(L, apply_inner);
+}
+
+const luaL_Reg lib_job_methods[] = {
+  {"job", job_new},       {"put", put_items}, {"extend", extend}, {"feed", feed},
+  {"put_some", put_some}, {"apply", apply},   {NULL, NULL},
+};

@@ -1,0 +1,217 @@
+/* worker.c: calls the user's function for one item and writes the reply.
+   Invariant: between two items the runner's thread holds its slots and nothing else, and no error
+   of the user's leaves lua_pcall. Knows Lua and the codec; does not know pools or rings.
+   SPDX-License-Identifier: MIT */
+#include "worker.h"
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdio.h>
+#include <stdio_ext.h>
+#include <string.h>
+
+#include "codec.h"
+
+static const char runtime_key;
+
+struct runtime *runtime_of(lua_State *L) {
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &runtime_key) != LUA_TUSERDATA) {
+    struct runtime *fresh = lua_newuserdatauv(L, sizeof *fresh, 0);
+    memset(fresh, 0, sizeof *fresh);
+    random_open(L, fresh);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &runtime_key);
+    lua_pop(L, 1);
+    return fresh;
+  }
+  struct runtime *rt = lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  return rt;
+}
+
+/* ---- errors --------------------------------------------------------------------------------- */
+
+/* Pushes file:line of the innermost Lua function that runs, or nil. */
+static void push_where(lua_State *L) {
+  lua_Debug ar;
+  for (int level = 1; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "Sl", &ar);
+    if (ar.currentline <= 0) continue;
+    lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
+    return;
+  }
+  lua_pushnil(L);
+}
+
+/* Pushes the stack's traceback without our own frames, which are the last and nameless. */
+static void push_traceback(lua_State *L) {
+  static const char ours[] = "\n\t[C]: in ?";
+  const size_t tail = sizeof ours - 1;
+  size_t len;
+  luaL_traceback(L, L, NULL, 1);
+  const char *text = lua_tolstring(L, -1, &len);
+  while (len > tail && memcmp(text + len - tail, ours, tail) == 0) len -= tail;
+  lua_pushlstring(L, text, len);
+  lua_remove(L, -2);
+}
+
+/* Keeps what is lost once the stack unwinds. */
+int runner_handler(lua_State *L) {
+  lua_settop(L, 1);
+  lua_createtable(L, 3, 0);
+  lua_insert(L, 1); /* stack: report, value */
+  lua_rawseti(L, 1, 1);
+  push_traceback(L);
+  lua_rawseti(L, 1, 2);
+  push_where(L);
+  lua_rawseti(L, 1, 3);
+  return 1;
+}
+
+static int to_text(lua_State *L) {
+  luaL_tolstring(L, 1, NULL);
+  return 1;
+}
+
+/* Pushes what a person reads of the error value at 'at'. Its __tostring runs protected. */
+static void push_message(lua_State *L, int at) {
+  int type = lua_type(L, at);
+  if (type == LUA_TTABLE || type == LUA_TUSERDATA) {
+    if (luaL_getmetafield(L, at, "__tostring") == LUA_TNIL) {
+      lua_pushfstring(L, "(error object is a %s value)", lua_typename(L, type));
+      return;
+    }
+    lua_pop(L, 1);
+  }
+  lua_pushcfunction(L, to_text);
+  lua_pushvalue(L, at);
+  if (lua_pcall(L, 1, 1, 0) == LUA_OK) return;
+  lua_pop(L, 1);
+  lua_pushliteral(L, "(error object whose __tostring fails)");
+}
+
+/* Replaces what was written since 'start' by the n values on top. */
+static int write_again(lua_State *L, int n, plua_out *out, size_t start) {
+  int top = lua_gettop(L);
+  out->at = out->begin + start;
+  int err = codec_write(L, n, out);
+  if (err < 0) out->at = out->begin + start;
+  if (err < 0) lua_settop(L, top);
+  return err;
+}
+
+/* Writes the error on top of the stack, as pcall left it: message, traceback, where, value, index
+   (nil when the parent knows it). */
+int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) {
+  lua_State *L = r->L;
+  int report = lua_gettop(L), first = report + 1;
+  luaL_checkstack(L, 12, NULL);
+  if (lua_type(L, report) == LUA_TTABLE) {
+    lua_rawgeti(L, report, 1);
+    lua_rawgeti(L, report, 2);
+    lua_rawgeti(L, report, 3);
+  } else { /* memory ran out, or the handler failed: there is only a message */
+    lua_pushvalue(L, report);
+    lua_pushnil(L);
+    lua_pushnil(L);
+  }
+  push_message(L, first);
+  lua_insert(L, first); /* stack: ..., message, value, traceback, where */
+  if (lua_rawequal(L, first, first + 1)) {
+    lua_pushnil(L);
+    lua_replace(L, first + 1);
+  }
+  if (index)
+    lua_pushinteger(L, (lua_Integer)index);
+  else
+    lua_pushnil(L);
+  int err = write_again(L, 5, out, start);
+  if (err == PLUA_ECODEC || err == PLUA_EDEPTH) { /* the value cannot cross: its text does */
+    lua_pushnil(L);
+    lua_replace(L, first + 1);
+    err = write_again(L, 5, out, start);
+  }
+  return err < 0 ? err : FAILED_ERROR;
+}
+
+int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {
+  lua_State *L = r->L;
+  lua_pushstring(L, message);
+  for (int i = 0; i < 4; i++) lua_pushnil(L);
+  int err = write_again(L, 5, out, (size_t)(out->at - out->begin));
+  lua_settop(L, SLOTS);
+  return err < 0 ? err : failed;
+}
+
+/* ---- items ---------------------------------------------------------------------------------- */
+
+/* Writes the n values on top as the reply. Those that cannot cross cost the item. */
+static int reply_values(struct runner *r, int n, plua_out *out, size_t start) {
+  lua_State *L = r->L;
+  int err = codec_write(L, n, out);
+  if (err >= 0) return 0;
+  out->at = out->begin + start;
+  if (err != PLUA_ECODEC && err != PLUA_EDEPTH) return err;
+  const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : plua_strerror(err);
+  lua_pushfstring(L, "result%s%s", *why == '.' || *why == '[' ? "" : ": ", why);
+  return runner_refuse(r, out, FAILED_ENCODE, lua_tostring(L, -1));
+}
+
+int runner_reply(struct runner *r, plua_out *out, size_t start) {
+  lua_State *L = r->L;
+  switch (r->call.mode) {
+  case CALL_EACH:
+    return 0;
+  case CALL_FILTER:
+    lua_pushboolean(L, lua_toboolean(L, -1));
+    return reply_values(r, 1, out, start);
+  case CALL_APPLY:
+    return reply_values(r, lua_gettop(L) - SLOTS, out, start);
+  case CALL_MAP:
+  case CALL_STAR:
+  case CALL_FOLD:
+    break;
+  }
+  return reply_values(r, 1, out, start);
+}
+
+void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m) {
+  struct runtime *rt = r->rt;
+  if (!r->process) {
+    m->rt = *rt;
+    if (rt->random)
+      memcpy(m->random, rt->random, sizeof m->random);
+    else
+      m->random[0] = random_draw(r->L, rt);
+  }
+  if (!r->process) rt->depth++;
+  rt->running = true;
+  rt->item = index;
+  rt->attempt = item->attempt;
+}
+
+void item_ends(struct runner *r, const struct mark *m) {
+  struct runtime *rt = r->rt;
+  if (r->process) {
+    rt->running = false;
+    if (__fpending(stdout)) fflush(stdout);
+    return;
+  }
+  *rt = m->rt;
+  if (rt->random)
+    memcpy(rt->random, m->random, sizeof m->random);
+  else
+    random_item(r->L, rt, m->random[0], 0);
+}
+
+int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out) {
+  lua_State *L = r->L;
+  size_t start = (size_t)(out->at - out->begin);
+  struct mark m;
+  item_begins(r, item, index, &m);
+  random_item(L, r->rt, r->call.seed, index);
+  int status = lua_pcall(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, SLOT_HANDLER);
+  item_ends(r, &m);
+  int answer = status == LUA_OK ? runner_reply(r, out, start) : runner_error(r, out, start, 0);
+  lua_settop(L, SLOTS);
+  return answer;
+}

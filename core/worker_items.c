@@ -1,0 +1,276 @@
+/* worker_items.c: the two task tables: how an item's function and arguments are found.
+   One-shot teams inherit both; pools decode the function once a job and each item's payload.
+   Knows Lua and the codec; does not know pools or rings. SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <string.h>
+
+#include "base.h"
+#include "codec.h"
+#include "worker.h"
+
+/* Why codec_read refused: the reason that it pushed, if it did. */
+static const char *unread(lua_State *L, const char *otherwise) {
+  return lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : otherwise;
+}
+
+/* ---- arguments ------------------------------------------------------------------------------ */
+
+/* Pushes item 'index' of the range {first, step} at 'data'. */
+static void push_number(lua_State *L, int data, uint64_t index) {
+  lua_rawgeti(L, data, 1);
+  lua_rawgeti(L, data, 2);
+  if (lua_isinteger(L, -1) && lua_isinteger(L, -2)) {
+    lua_Unsigned step = (lua_Unsigned)lua_tointeger(L, -1);
+    lua_Unsigned first = (lua_Unsigned)lua_tointeger(L, -2);
+    lua_pop(L, 2);
+    lua_pushinteger(L, (lua_Integer)(first + index * step));
+    return;
+  }
+  lua_Number value = lua_tonumber(L, -2) + (lua_Number)index * lua_tonumber(L, -1);
+  lua_pop(L, 2);
+  lua_pushnumber(L, value);
+}
+
+/* Pushes the values of the list of arguments at 'at': its n, or its length, of them. Answers how
+   many; -1: it is no table, or too long for the stack, and nothing is pushed. */
+static int push_arguments(lua_State *L, int at) {
+  if (lua_type(L, at) != LUA_TTABLE) return -1;
+  lua_pushliteral(L, "n");
+  lua_rawget(L, at);
+  int exact;
+  lua_Integer n = lua_tointegerx(L, -1, &exact);
+  if (!exact || lua_type(L, -1) != LUA_TNUMBER) n = (lua_Integer)lua_rawlen(L, at);
+  lua_pop(L, 1);
+  if (n < 0 || n > 1000000 || !lua_checkstack(L, (int)n + 8)) return -1;
+  for (lua_Integer i = 1; i <= n; i++) lua_rawgeti(L, at, i);
+  return (int)n;
+}
+
+/* ---- blocks --------------------------------------------------------------------------------- */
+
+void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi) {
+  uint64_t level = b / 512 < 54 ? b / 512 : 54;
+  uint64_t size = (uint64_t)1 << level;
+  uint64_t first = 512 * (size - 1) + (b - 512 * level) * size;
+  *lo = first < n ? first : n;
+  *hi = n - *lo < size ? n : *lo + size;
+}
+
+struct fold {
+  struct runner *r;
+  uint64_t lo, hi, at; /* 'at': the item that runs, for the blame */
+  const unsigned char *bytes;
+  size_t len;
+};
+
+/* Pushes item f->at. stack: fold, f, reduce, data, ... */
+static void push_item(lua_State *L, struct fold *f) {
+  size_t used;
+  switch (f->r->call.source) {
+  case FROM_LIST:
+    lua_rawgeti(L, 4, (lua_Integer)f->at + 1);
+    return;
+  case FROM_RANGE:
+    push_number(L, 4, f->at);
+    return;
+  case FROM_BYTES:
+    if (codec_read(L, f->bytes, f->len, &used) != 1)
+      luaL_error(L, "%s", unread(L, "item cannot be read"));
+    f->bytes += used;
+    f->len -= used;
+    return;
+  }
+}
+
+/* stack: fold, f, reduce, data; answers the folded result */
+static int fold_block(lua_State *L) {
+  struct fold *f = lua_touserdata(L, 1);
+  for (f->at = f->lo; f->at < f->hi; f->at++) {
+    bool first = f->at == f->lo;
+    if (!first) { /* stack: ..., acc */
+      lua_pushvalue(L, 3);
+      lua_insert(L, -2);
+    }
+    lua_pushvalue(L, 2);
+    push_item(L, f);
+    if (!f->r->call.plain) lua_pushinteger(L, (lua_Integer)f->at + 1);
+    f->r->rt->item = f->at;
+    random_item(L, f->r->rt, f->r->call.seed, f->at);
+    lua_call(L, f->r->call.plain ? 1 : 2, 1);
+    if (!first) lua_call(L, 2, 1); /* stack: ..., reduce, acc, result */
+  }
+  return 1;
+}
+
+/* Where the block's items are: of inherited data by its number, of a payload in its first words. */
+static void fold_open(struct fold *f, const plua_item *item) {
+  if (f->r->call.source != FROM_BYTES) {
+    block_bounds(item->index, f->r->call.count, &f->lo, &f->hi);
+    return;
+  }
+  uint64_t head[2] = {0, 0};
+  if (item->len >= sizeof head) memcpy(head, item->data, sizeof head);
+  f->lo = head[0];
+  f->hi = head[0] + head[1];
+  f->bytes = (const unsigned char *)item->data + sizeof head;
+  f->len = item->len - sizeof head;
+}
+
+static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
+  lua_State *L = r->L;
+  size_t start = (size_t)(out->at - out->begin);
+  struct fold f = {.r = r};
+  struct mark m;
+  fold_open(&f, item);
+  lua_pushcfunction(L, fold_block);
+  lua_pushlightuserdata(L, &f);
+  lua_pushvalue(L, SLOT_F);
+  lua_pushvalue(L, SLOT_REDUCE);
+  lua_pushvalue(L, SLOT_DATA);
+  item_begins(r, item, f.lo, &m);
+  int status = lua_pcall(L, 4, 1, SLOT_HANDLER);
+  item_ends(r, &m);
+  int answer = status == LUA_OK ? runner_reply(r, out, start)
+                                : runner_error(r, out, start, f.at + 1);
+  lua_settop(L, SLOTS);
+  return answer;
+}
+
+/* ---- one-shot teams ------------------------------------------------------------------------ */
+
+/* Pushes the item; false: it cannot be read. stack: slots, f */
+static bool push_one(struct runner *r, const plua_item *item) {
+  switch (r->call.source) {
+  case FROM_LIST:
+    lua_rawgeti(r->L, SLOT_DATA, (lua_Integer)item->index + 1);
+    return true;
+  case FROM_RANGE:
+    push_number(r->L, SLOT_DATA, item->index);
+    return true;
+  case FROM_BYTES:
+    break;
+  }
+  return codec_read(r->L, item->data, item->len, NULL) == 1;
+}
+
+/* Runs one item by the call that the slots and r->call describe. */
+static int run_one(struct runner *r, const plua_item *item, plua_out *out) {
+  lua_State *L = r->L;
+  if (r->call.mode == CALL_FOLD) return runner_fold(r, item, out);
+  lua_pushvalue(L, SLOT_F);
+  if (UNLIKELY(!push_one(r, item)))
+    return runner_refuse(r, out, FAILED_ENCODE, unread(L, "item cannot be read"));
+  if (r->call.mode == CALL_STAR) {
+    int nargs = push_arguments(L, SLOTS + 2);
+    if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, "item is no list of arguments");
+    lua_remove(L, SLOTS + 2);
+    return runner_call(r, item, item->index, nargs, out);
+  }
+  if (r->call.plain) return runner_call(r, item, item->index, 1, out);
+  lua_pushinteger(L, (lua_Integer)item->index + 1);
+  return runner_call(r, item, item->index, 2, out);
+}
+
+static int once_run(void *ctx, const plua_item *item, plua_out *out) {
+  return run_one(ctx, item, out);
+}
+
+plua_tasks once_tasks(struct runner *r) {
+  return (plua_tasks){sizeof(plua_tasks), r,   runner_guard, runner_enter, once_run,
+                      runner_leave,       NULL};
+}
+
+/* ---- pools ---------------------------------------------------------------------------------- */
+
+enum { JOBS_KNOWN = 32 }; /* jobs whose decoded functions a worker keeps */
+
+/* Puts the call on top of the stack, a list as job_decode made it, into the slots, and into the
+   table that they are filled from again. */
+static void job_enter(struct runner *r, uint64_t job) {
+  lua_State *L = r->L;
+  int list = lua_gettop(L);
+  static const int slots[] = {SLOT_F, SLOT_REDUCE, SLOT_DATA};
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->keep);
+  for (int i = 0; i < 3; i++) {
+    lua_rawgeti(L, list, i + 1);
+    lua_pushvalue(L, -1);
+    lua_rawseti(L, list + 1, slots[i]);
+    lua_replace(L, slots[i]);
+  }
+  lua_rawgeti(L, list, 4);
+  memcpy(&r->call, lua_touserdata(L, -1), sizeof r->call);
+  lua_settop(L, list - 1);
+  r->job = job;
+}
+
+/* Pushes the list {f, reduce, data, call} of the job's payload. False: it cannot be read, and its
+   reason is pushed. */
+static bool job_decode(struct runner *r, const plua_item *item) {
+  lua_State *L = r->L;
+  int top = lua_gettop(L);
+  if (codec_read(L, item->call, item->call_len, NULL) != CALL_WORDS) return false;
+  struct call call = {
+    .mode = (enum call_mode)lua_tointeger(L, top + 1),
+    .source = (enum call_source)lua_tointeger(L, top + 2),
+    .seed = (uint64_t)lua_tointeger(L, top + 3),
+    .count = (uint64_t)lua_tointeger(L, top + 4),
+    .plain = lua_iscfunction(L, top + 5),
+  };
+  lua_createtable(L, 4, 0);
+  lua_insert(L, top + 5); /* stack: ..., list, f, reduce, data */
+  memcpy(lua_newuserdatauv(L, sizeof call, 0), &call, sizeof call);
+  for (int i = 4; i >= 1; i--) lua_rawseti(L, top + 5, i);
+  lua_replace(L, top + 1);
+  lua_settop(L, top + 1);
+  return true;
+}
+
+/* Makes the slots those of the item's job. False: its reason is on top. */
+static bool job_switch(struct runner *r, const plua_item *item) {
+  lua_State *L = r->L;
+  if (lua_rawgeti(L, SLOT_JOBS, (lua_Integer)item->job) == LUA_TTABLE) {
+    job_enter(r, item->job);
+    return true;
+  }
+  lua_pop(L, 1);
+  if (!job_decode(r, item)) return false;
+  if (++r->known > JOBS_KNOWN) { /* numbers are never used twice: forgetting is always safe */
+    lua_createtable(L, 0, 0);
+    lua_rawgeti(L, LUA_REGISTRYINDEX, r->keep);
+    lua_pushvalue(L, -2);
+    lua_rawseti(L, -2, SLOT_JOBS);
+    lua_pop(L, 1);
+    lua_replace(L, SLOT_JOBS);
+    r->known = 1;
+  }
+  lua_pushvalue(L, -1);
+  lua_rawseti(L, SLOT_JOBS, (lua_Integer)item->job);
+  job_enter(r, item->job);
+  return true;
+}
+
+/* An item of CALL_APPLY: the number of its submission, then the arguments. */
+static int run_apply(struct runner *r, const plua_item *item, plua_out *out) {
+  lua_State *L = r->L;
+  lua_pushvalue(L, SLOT_F);
+  int n = codec_read(L, item->data, item->len, NULL);
+  if (UNLIKELY(n < 1))
+    return runner_refuse(r, out, FAILED_ENCODE, unread(L, "arguments cannot be read"));
+  uint64_t index = (uint64_t)lua_tointeger(L, SLOTS + 2);
+  lua_remove(L, SLOTS + 2);
+  return runner_call(r, item, index, n - 1, out);
+}
+
+static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
+  struct runner *r = ctx;
+  if (UNLIKELY(r->job != item->job) && !job_switch(r, item))
+    return runner_refuse(r, out, FAILED_ENCODE, unread(r->L, "the function cannot be read"));
+  if (r->call.mode == CALL_APPLY) return run_apply(r, item, out);
+  return run_one(r, item, out);
+}
+
+plua_tasks pool_tasks(struct runner *r) {
+  return (plua_tasks){sizeof(plua_tasks), r,   runner_guard, runner_enter, pool_run,
+                      runner_leave,       NULL};
+}

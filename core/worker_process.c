@@ -1,0 +1,140 @@
+/* worker_process.c: a Lua state becomes a worker, and leaves.
+   Invariant: no error passes below the guard, and a worker's process never reaches exit() or
+   lua_close(), so what it inherited is finalised by its owner only.
+   Knows Lua and the process it is in; does not know pools. SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdio.h>
+#include <stdio_ext.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "codec.h"
+#include "worker.h"
+
+void runner_load(struct runner *r) {
+  lua_State *L = r->L;
+  luaL_checkstack(L, LUA_MINSTACK + SLOTS, NULL);
+  lua_pushcfunction(L, runner_handler);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->keep);
+  for (int slot = SLOT_F; slot <= SLOTS; slot++) lua_rawgeti(L, 2, slot);
+  lua_remove(L, 2);
+}
+
+/* ---- the guard ------------------------------------------------------------------------------ */
+
+struct guarded {
+  struct runner *r;
+  void (*body)(void *arg);
+  void *arg;
+};
+
+static int guard_inner(lua_State *L) {
+  struct guarded *g = lua_touserdata(L, 1);
+  lua_settop(L, 0);
+  g->body(g->arg);
+  return 0;
+}
+
+/* On the thread that forked: makes the thread that runs items. Each has a pcall of its own, since
+   an error on a thread without one would unwind the frames inherited from the parent. */
+static int guard_outer(lua_State *L) {
+  struct guarded *g = lua_touserdata(L, 1);
+  g->r->L = lua_newthread(L);
+  lua_pushcfunction(g->r->L, guard_inner);
+  lua_pushlightuserdata(g->r->L, g);
+  if (lua_pcall(g->r->L, 1, 0, 0) != LUA_OK)
+    fprintf(stderr, "plua: worker: %s\n", luaL_tolstring(g->r->L, -1, NULL));
+  return 0;
+}
+
+void runner_guard(void *ctx, void (*body)(void *arg), void *arg) {
+  struct guarded g = {ctx, body, arg};
+  lua_State *L = g.r->host;
+  lua_sethook(L, NULL, 0, 0); /* the parent's: an interrupt that it has not seen yet, a debugger */
+  if (!lua_checkstack(L, 4)) return;
+  lua_pushcfunction(L, guard_outer);
+  lua_pushlightuserdata(L, &g);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK)
+    fprintf(stderr, "plua: worker: %s\n", luaL_tolstring(L, -1, NULL));
+}
+
+/* ---- a process of our own ------------------------------------------------------------------- */
+
+/* Ends the process with what its files still hold written, and with nothing else of exit(). */
+static _Noreturn void leave_now(int status) {
+  fflush(NULL);
+  _exit(status);
+}
+
+static void at_exit(int status, void *unused) {
+  (void)unused;
+  leave_now(status);
+}
+
+/* os.exit in a worker: ends this process, not the script. */
+static int os_exit(lua_State *L) {
+  if (lua_isboolean(L, 1)) leave_now(lua_toboolean(L, 1) ? EXIT_SUCCESS : EXIT_FAILURE);
+  leave_now((int)luaL_optinteger(L, 1, EXIT_SUCCESS));
+}
+
+/* Numeric libraries start a thread a core in each process unless they are told otherwise. */
+static void limit_threads(int cores) {
+  static const char *const names[] = {
+    "OMP_NUM_THREADS",        "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",   "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",  "NUMBA_NUM_THREADS",
+  };
+  char text[16];
+  snprintf(text, sizeof text, "%d", cores > 1 ? cores : 1);
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) setenv(names[i], text, 0);
+}
+
+static void become_process(struct runner *r, const plua_self *self) {
+  lua_State *L = r->L;
+  struct runtime *rt = r->rt;
+  rt->epoch++;
+  rt->depth = 0; /* nothing of the parent's runs here */
+  rt->running = false;
+  rt->worker = self->worker;
+  limit_threads(r->cores);
+  __fpurge(stdin);        /* what the parent had read ahead is the parent's */
+  on_exit(at_exit, NULL); /* a C library that calls exit() */
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  if (lua_getfield(L, -1, "os") == LUA_TTABLE) {
+    lua_pushcfunction(L, os_exit);
+    lua_setfield(L, -2, "exit");
+  }
+  lua_pop(L, 2);
+}
+
+/* Calls the function in 'slot', if there is one. 0, or what 'enter' and 'leave' answer. */
+static int call_slot(struct runner *r, int slot, plua_out *out) {
+  lua_State *L = r->L;
+  struct mark m;
+  const plua_item none = {0};
+  if (lua_isnil(L, slot)) return 0;
+  size_t start = (size_t)(out->at - out->begin);
+  lua_pushvalue(L, slot);
+  item_begins(r, &none, 0, &m);
+  r->rt->running = false;
+  int status = lua_pcall(L, 0, 0, SLOT_HANDLER);
+  item_ends(r, &m);
+  int answer = status == LUA_OK ? 0 : runner_error(r, out, start, 0);
+  lua_settop(L, SLOTS);
+  return answer;
+}
+
+int runner_enter(void *ctx, const plua_self *self, plua_out *out) {
+  struct runner *r = ctx;
+  if (r->process) become_process(r, self);
+  runner_load(r);
+  return call_slot(r, SLOT_INIT, out);
+}
+
+int runner_leave(void *ctx, plua_out *out) {
+  struct runner *r = ctx;
+  int answer = call_slot(r, SLOT_FINISH, out);
+  if (r->process) fflush(NULL);
+  return answer;
+}

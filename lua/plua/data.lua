@@ -1,0 +1,155 @@
+--- Data: what a call runs over: a list, a table with n, an iterator, a range.
+-- Keeps true: the rest of plua sees a plain table and a count, or a range, or an iterator.
+-- Knows plua.core; does not know calls. SPDX-License-Identifier: MIT
+
+local core <const> = require("plua.core")
+
+local M <const> = {}
+
+---@class plua.Range
+---@field n integer  how many numbers
+local Range <const> = { __name = "plua.Range" }
+
+function Range.__index(range, i)
+  if math.type(i) ~= "integer" or i < 1 or i > range.n then return nil end
+  return range.first + (i - 1) * range.step
+end
+
+function Range.__len(range) return range.n end
+
+function Range.__newindex() error("a range cannot be changed", 2) end
+
+function Range.__tostring(range)
+  return ("plua.range(%s, %s, %s)"):format(range.first,
+    range.first + (range.n - 1) * range.step, range.step)
+end
+
+core.register(Range, "plua.Range")
+
+local function check_number(value, name)
+  if type(value) ~= "number" or value ~= value then
+    error(("plua.range: %s must be a number, not %s"):format(name, type(value)), 3)
+  end
+end
+
+-- Steps from first to last, both included.
+local function steps(first, last, step)
+  if math.type(first) == "integer" and math.type(step) == "integer" then
+    last = step > 0 and math.floor(last) or math.ceil(last)
+    if step > 0 and last < first or step < 0 and last > first then return 0 end
+    local whole <const> = math.tointeger(last)
+    if not whole then return nil end
+    return (whole - first) // step + 1
+  end
+  return math.max(0, math.floor((last - first) / step) + 1)
+end
+
+--- The numbers that `for i = first, last, step` runs through, which workers compute by themselves.
+-- Has a length and can be indexed like a list.
+---@param first number
+---@param last number
+---@param step? number  default 1; not 0
+---@return plua.Range
+function M.range(first, last, step)
+  check_number(first, "first")
+  check_number(last, "last")
+  step = step == nil and 1 or step
+  check_number(step, "step")
+  if step == 0 then error("plua.range: step must not be 0", 2) end
+  local n <const> = math.tointeger(steps(first, last, step))
+  if not n then error("plua.range: it has no end", 2) end
+  return setmetatable({ first = first, step = step, n = n }, Range)
+end
+
+-- ---- what a call takes ------------------------------------------------------------------------
+
+local ipairs_next <const> = ipairs({})
+
+local function explain(name)
+  return ("data is what %s(t) gives; a call takes one value: pass t itself, as in plua.map(f, t)")
+    :format(name)
+end
+
+-- The number of items of a table.
+local function count(t)
+  local n <const> = rawget(t, "n")
+  if math.type(n) == "integer" and n >= 0 then return n end
+  return #t
+end
+
+-- A copy without metatable, which workers can read raw.
+local function plain(t, n)
+  local meta <const> = getmetatable(t)
+  if meta == nil or type(meta) == "table" and rawget(meta, "__index") == nil then return t end
+  local list <const> = {}
+  for i = 1, n do list[i] = t[i] end
+  return list
+end
+
+local function of_table(t)
+  local n <const> = count(t)
+  if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then
+    error("data is a table without items 1, 2, ...: pass a list, or set its field n", 4)
+  end
+  return { list = plain(t, n), n = n }
+end
+
+---@class plua.Source
+---@field list? table      n items
+---@field range? plua.Range  of n numbers
+---@field iterator? function  called until nil
+---@field n? integer
+
+--- What the data of a call is. Raises at the caller of the public function.
+---@param data any
+---@return plua.Source
+function M.source(data)
+  local kind <const> = type(data)
+  if kind == "table" then
+    if getmetatable(data) == Range then return { range = data, n = data.n } end
+    return of_table(data)
+  end
+  if kind ~= "function" then
+    error(("data must be a list or an iterator function, not %s"):format(kind), 3)
+  end
+  if data == ipairs_next then error(explain("ipairs"), 3) end
+  if data == next then error(explain("pairs"), 3) end
+  return { iterator = data }
+end
+
+local function only_one(i, value, ...)
+  if value ~= nil and select("#", ...) > 0 then
+    error(("the iterator gave %d values for item %d where one is wanted; starmap takes several")
+      :format(1 + select("#", ...), i), 0)
+  end
+  return value
+end
+
+local function packed(_, value, ...)
+  if value == nil then return nil end
+  return table.pack(value, ...)
+end
+
+--- The same with an iterator run to its end.
+---@param source plua.Source
+---@param star boolean  its values are an item's arguments
+---@return plua.Source
+function M.drained(source, star)
+  local iterator <const> = source.iterator
+  if not iterator then return source end
+  local take <const> = star and packed or only_one
+  local list, n = {}, 0
+  local function pull()
+    while true do
+      local item <const> = take(n + 1, iterator())
+      if item == nil then return end
+      n = n + 1
+      list[n] = item
+    end
+  end
+  local fine <const>, err <const> = core.call(pull)
+  if not fine then error(err, 0) end
+  return { list = list, n = n }
+end
+
+return M

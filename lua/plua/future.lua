@@ -1,0 +1,308 @@
+--- Futures: results that come later.
+-- Keeps true: a future is done once; its callbacks run once, as the outermost call of plua returns.
+-- A future of apply gets its outcome from the core: values 1 .. n, or 'err'. One of a whole job
+-- ('gather') makes its own when the job is over. Knows plua.core and run; does not know pools.
+-- SPDX-License-Identifier: MIT
+
+local core <const> = require("plua.core")
+local run <const> = require("plua.run")
+
+local M <const> = {}
+
+---@class plua.Future
+---@field n integer|false  how many values; false: not done
+---@field err? any    what get raises
+---@field package handle userdata
+---@field package job userdata
+---@field package index integer|false  the item of the job that it is
+---@field package gather? fun(job: userdata): any  the value of a whole job
+local Future <const> = { __name = "plua.Future" }
+Future.__index = Future
+
+local function check(future)
+  if getmetatable(future) ~= Future then
+    error(("a future is wanted, not %s"):format(type(future)), 3)
+  end
+end
+
+--- A future without an outcome yet.
+---@param handle userdata
+---@param gather? fun(job: userdata): any
+---@return plua.Future
+function M.new(handle, gather)
+  -- Room for all that a future of one value needs: it never grows.
+  local future <const> =
+    setmetatable({ false, handle = handle, job = false, index = false, n = false }, Future)
+  if gather then future.gather = gather end
+  return future
+end
+
+-- Gives the future its outcome.
+local function conclude(future, err, ...)
+  if future.n then return end
+  future.err = err
+  future.n = select("#", ...)
+  for i = 1, future.n do future[i] = (select(i, ...)) end
+  if future.callbacks then core.complete(future) end
+end
+
+M.conclude = conclude
+
+-- Why nothing can come any more; nil while something can.
+local function hopeless(handle)
+  local failure <const> = handle:failure()
+  if failure ~= nil then return failure end
+  local alive <const>, ended <const> = handle:alive()
+  if alive and not ended then return nil end
+  if ended then return core.error { kind = "lost", message = "the pool ended before the call" } end
+  return core.error { kind = "cancelled", message = "the pool was terminated" }
+end
+
+-- Whether it has its outcome, as far as that has arrived.
+local function done(future)
+  if future.n then return true end
+  if future.gather then
+    local settled <const>, err <const> = future.job:state()
+    if settled and err ~= nil then conclude(future, err)
+    elseif settled then conclude(future, nil, future.gather(future.job)) end
+  end
+  if not future.n then
+    local err <const> = hopeless(future.handle)
+    if err ~= nil then conclude(future, err) end
+  end
+  return future.n ~= false
+end
+
+-- ---- waiting ----------------------------------------------------------------------------------
+
+-- Takes in what arrives at one handle. A pool that has failed is told by its futures.
+local function pump(handle, timeout)
+  local fine <const>, err <const> = pcall(handle.pump, handle, nil, timeout)
+  if not fine and handle:alive() and handle:failure() == nil then error(err, 0) end
+  return fine and err == "ready"
+end
+
+-- The handles of futures that are not done, each once.
+local function handles_of(futures)
+  local list, seen = {}, {}
+  for _, future in ipairs(futures) do
+    local handle <const> = future.handle
+    if not done(future) and not seen[handle] then
+      seen[handle] = true
+      list[#list + 1] = handle
+    end
+  end
+  return list
+end
+
+-- Until something has arrived for one of the futures, or so many seconds have passed.
+local function advance(futures, timeout)
+  local handles <const> = handles_of(futures)
+  if #handles == 1 then
+    pump(handles[1], timeout)
+    return
+  end
+  local news = false
+  for _, handle in ipairs(handles) do news = pump(handle, 0) or news end
+  if not news and #handles > 0 then core.sleep(handles, timeout) end
+end
+
+-- Until enough(); false when time runs out.
+local function wait_until(futures, timeout, enough)
+  local ends <const> = timeout and core.now() + timeout
+  while not enough() do
+    local left <const> = ends and ends - core.now()
+    if left and left <= 0 then
+      advance(futures, 0)
+      return enough()
+    end
+    advance(futures, left)
+  end
+  return true
+end
+
+local function check_timeout(timeout)
+  if timeout ~= nil and (type(timeout) ~= "number" or timeout ~= timeout) then
+    error(("timeout must be a number of seconds, not %s"):format(type(timeout)), 3)
+  end
+end
+
+local function raise_timeout(timeout)
+  error(core.error {
+    kind = "timeout", message = ("no result within %g seconds"):format(timeout),
+  }, 0)
+end
+
+local function await(future, timeout)
+  if future.n then return end
+  local one <const> = { future }
+  if not wait_until(one, timeout, function() return done(future) end) then
+    run.callbacks()
+    raise_timeout(timeout)
+  end
+end
+
+--- The results of the call; what it raised is raised. Takes part in the work of the pool meanwhile.
+---@param timeout? number  seconds; beyond them an error of kind "timeout" is raised
+---@return any ...
+function Future:get(timeout)
+  check(self)
+  check_timeout(timeout)
+  await(self, timeout)
+  run.callbacks()
+  if self.err ~= nil then error(self.err, 0) end
+  return table.unpack(self, 1, self.n)
+end
+
+--- Waits until the future is done, whatever its outcome.
+---@param timeout? number  seconds; beyond them an error of kind "timeout" is raised
+function Future:wait(timeout)
+  check(self)
+  check_timeout(timeout)
+  await(self, timeout)
+  run.callbacks()
+end
+
+--- Whether it is done, by what has arrived until now. Never waits.
+---@return boolean
+function Future:ready()
+  check(self)
+  if not done(self) then pump(self.handle, 0) end
+  local is <const> = done(self)
+  run.callbacks()
+  return is
+end
+
+--- Whether it is done and has no error. Raises when it is not done.
+---@return boolean
+function Future:successful()
+  check(self)
+  if not self:ready() then error("the future is not done yet: wait for it, or ask ready()", 2) end
+  return self.err == nil
+end
+
+--- Takes the call back; where it runs, its worker is replaced.
+---@return boolean cancelled  false: it was done before
+function Future:cancel()
+  check(self)
+  if self:ready() then return false end
+  self.job:cancel(self.index or nil)
+  if self.index then self.job:results()[self.index + 1] = nil end
+  conclude(self, core.error { kind = "cancelled", message = "the call was cancelled" })
+  run.callbacks()
+  return true
+end
+
+--- Calls fn(future) once it is done, as the outermost call of plua returns. What fn raises is told
+-- on stderr and harms nothing.
+---@param fn fun(future: plua.Future)
+function Future:add_done_callback(fn)
+  check(self)
+  if type(fn) ~= "function" then
+    error(("a callback must be a function, not %s"):format(type(fn)), 2)
+  end
+  local list <const> = self.callbacks or {}
+  list[#list + 1] = fn
+  self.callbacks = list
+  if self.n then core.complete(self) end
+  run.callbacks()
+end
+
+-- ---- several ----------------------------------------------------------------------------------
+
+-- The futures of a list, each once.
+local function check_futures(futures)
+  if type(futures) ~= "table" then
+    error(("a list of futures is wanted, not %s"):format(type(futures)), 3)
+  end
+  local list, seen = {}, {}
+  for i, future in ipairs(futures) do
+    if getmetatable(future) ~= Future then
+      error(("futures[%d] is no future but %s"):format(i, type(future)), 3)
+    end
+    if not seen[future] then
+      seen[future] = true
+      list[#list + 1] = future
+    end
+  end
+  return list
+end
+
+local function read_options(opts, names)
+  for name in next, opts or {} do
+    if not names[name] then error(("unknown option '%s'"):format(tostring(name)), 3) end
+  end
+  return opts or {}
+end
+
+local ENOUGH <const> = {
+  all = function(count, all) return count == all end,
+  first = function(count, all) return count > 0 or all == 0 end,
+  error = function(count, all, failed) return failed > 0 or count == all end,
+}
+
+--- Waits for futures, of one pool or of several.
+---@param futures plua.Future[]
+---@param opts? { when?: "all"|"first"|"error", timeout?: number }  "all" is the default
+---@return plua.Future[] done
+---@return plua.Future[] pending
+function M.wait(futures, opts)
+  futures = check_futures(futures)
+  opts = read_options(opts, { when = true, timeout = true })
+  check_timeout(opts.timeout)
+  local enough <const> = ENOUGH[opts.when or "all"]
+  if not enough then
+    error(("option 'when' must be \"all\", \"first\" or \"error\", not %s")
+      :format(tostring(opts.when)), 2)
+  end
+  wait_until(futures, opts.timeout, function()
+    local count, failed = 0, 0
+    for _, future in ipairs(futures) do
+      if done(future) then
+        count = count + 1
+        if future.err ~= nil then failed = failed + 1 end
+      end
+    end
+    return enough(count, #futures, failed)
+  end)
+  local finished, pending = {}, {}
+  for _, future in ipairs(futures) do
+    local list <const> = done(future) and finished or pending
+    list[#list + 1] = future
+  end
+  run.callbacks()
+  return finished, pending
+end
+
+--- Futures as they are done: for future in plua.as_completed(futures) do ... end
+---@param futures plua.Future[]
+---@param opts? { timeout?: number }  seconds for all; beyond them kind "timeout" is raised
+---@return fun(): plua.Future?
+function M.as_completed(futures, opts)
+  futures = check_futures(futures)
+  opts = read_options(opts, { timeout = true })
+  check_timeout(opts.timeout)
+  local ends <const> = opts.timeout and core.now() + opts.timeout
+  local pending, ready, at = futures, {}, 0
+  local function sort()
+    local rest <const> = {}
+    for _, future in ipairs(pending) do
+      local list <const> = done(future) and ready or rest
+      list[#list + 1] = future
+    end
+    pending = rest
+    return at < #ready or #pending == 0
+  end
+  return function()
+    if at == #ready then
+      at, ready = 0, {}
+      local fine <const> = wait_until(pending, ends and math.max(0, ends - core.now()), sort)
+      run.callbacks()
+      if not fine then raise_timeout(opts.timeout) end
+    end
+    at = at + 1
+    return ready[at]
+  end
+end
+
+return M

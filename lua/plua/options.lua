@@ -1,0 +1,218 @@
+--- Options: their names, what they may be, and the defaults.
+-- Keeps true: an option that does not exist, or a value that it cannot have, is an error that names
+-- the nearest one or what is wanted. Knows plua.core for the core count; does not know calls.
+-- SPDX-License-Identifier: MIT
+
+local core <const> = require("plua.core")
+
+local M <const> = {}
+
+---@class plua.Options
+---@field workers? integer|string  how many, "50%" of the cores, or 0: in the caller's own process
+---@field chunksize? integer|"auto"  items that a worker takes at once
+---@field retries? integer  further runs of a lost item: default 1 after a crash, 0 after an error
+---@field on_error? "raise"|"collect"|fun(err: plua.Error): any
+---@field init? fun()  runs once in each worker, first
+---@field finish? fun()  runs once in each worker, last
+---@field max_tasks_per_child? integer  a worker is replaced after so many items
+---@field seed? integer  of the random numbers; default: a draw of the caller's
+---@field nested? boolean  a call inside an item may have workers of its own
+
+local WORKERS_MAX <const> = 65000
+local PERCENT <const> = "^%s*(%d+%.?%d*)%s*%%%s*$"
+
+local function integer(low, high)
+  return function(value)
+    local n <const> = type(value) == "number" and math.tointeger(value) or nil
+    if n and n >= low and n <= high then return n end
+  end
+end
+
+local function of_type(wanted)
+  return function(value)
+    if type(value) == wanted then return value end
+  end
+end
+
+local whole_workers <const> = integer(0, WORKERS_MAX)
+
+local function workers(value)
+  if type(value) ~= "string" then return whole_workers(value) end
+  local percent <const> = tonumber(value:match(PERCENT))
+  if percent and percent > 0 then return value end
+end
+
+local chunk <const> = integer(1, 65535)
+
+local function chunksize(value)
+  if value == "auto" then return value end
+  return chunk(value)
+end
+
+local function on_error(value)
+  if value == "raise" or value == "collect" or type(value) == "function" then return value end
+end
+
+local INTEGER <const> = integer(math.mininteger, math.maxinteger)
+
+-- name -> { what turns a value into the option's or nil, what it may be, only for teams }
+local OPTIONS <const> = {
+  workers = { workers, "a whole number, a share like \"50%\", or 0", true },
+  chunksize = { chunksize, "a whole number from 1 to 65535, or \"auto\"" },
+  retries = { integer(0, 1 << 30), "a whole number, 0 or more" },
+  on_error = { on_error, "\"raise\", \"collect\" or a function" },
+  init = { of_type("function"), "a function", true },
+  finish = { of_type("function"), "a function", true },
+  max_tasks_per_child = { integer(1, math.maxinteger), "a whole number, 1 or more", true },
+  seed = { INTEGER, "a whole number" },
+  nested = { of_type("boolean"), "true or false", true },
+}
+
+--- The names of all options, in order.
+---@type string[]
+M.names = {}
+for name in pairs(OPTIONS) do M.names[#M.names + 1] = name end
+table.sort(M.names)
+
+local defaults = {}
+
+-- Letters to insert, drop or change to make b of a.
+local function distance(a, b)
+  local row <const> = {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local corner = row[0]
+    row[0] = i
+    for j = 1, #b do
+      local change <const> = corner + (a:byte(i) == b:byte(j) and 0 or 1)
+      corner = row[j]
+      row[j] = math.min(change, row[j] + 1, row[j - 1] + 1)
+    end
+  end
+  return row[#b]
+end
+
+--- The name of a list that is most like the one given.
+---@param name any
+---@param list string[]
+---@return string? nearest  nil for an empty list
+function M.nearest(name, list)
+  local best, least
+  local text <const> = tostring(name):lower()
+  for _, candidate in ipairs(list) do
+    local d = distance(text, candidate)
+    local begins <const> = candidate:gsub("_", ""):find(text:gsub("_", ""), 1, true) == 1
+    if begins and #text > 2 then d = math.min(d, 1) end
+    if not least or d < least then best, least = candidate, d end
+  end
+  return best
+end
+
+local function shown(value)
+  return type(value) == "string" and ("%q"):format(value) or tostring(value)
+end
+
+-- The option's value as it is used; nil and what is wrong.
+local function accept(name, value)
+  local option <const> = OPTIONS[name]
+  if not option then
+    return nil, ("unknown option '%s'; the nearest is '%s'"):format(tostring(name),
+      M.nearest(name, M.names))
+  end
+  local fine <const> = option[1](value)
+  if fine == nil then
+    return nil, ("option '%s' must be %s, not %s %s"):format(name, option[2], type(value),
+      shown(value))
+  end
+  return fine
+end
+
+--- Sets what calls use where they say nothing themselves, as the command line does.
+-- Texts that stand for a number are understood.
+---@param values table  name -> value
+---@return boolean? ok  nil when something is wrong, and nothing has changed
+---@return string? message
+function M.set_defaults(values)
+  local fresh <const> = {}
+  for name, value in next, values do
+    local number <const> = type(value) == "string" and math.tointeger(tonumber(value)) or nil
+    if value == "true" or value == "false" then value = value == "true" end
+    local fine <const>, message <const> = accept(name, number or value)
+    if fine == nil then return nil, message end
+    fresh[name] = fine
+  end
+  defaults = fresh
+  return true
+end
+
+--- The options of a call, checked, over the defaults. Raises at the caller of the public function.
+---@param given? table
+---@param base? table  the pool's own options, where the call is one on a pool
+---@return table
+function M.check(given, base)
+  local opts <const> = {}
+  for name, value in next, base or defaults do opts[name] = value end
+  if given == nil then return opts end
+  if type(given) ~= "table" then
+    error(("options must be a table, not %s"):format(type(given)), 3)
+  end
+  for name, value in next, given do
+    local fine <const>, message <const> = accept(name, value)
+    if fine == nil then error(message, 3) end
+    if base and OPTIONS[name][3] then
+      error(("option '%s' is one of plua.pool: workers of a pool live already"):format(name), 3)
+    end
+    opts[name] = fine
+  end
+  return opts
+end
+
+-- ---- cores ------------------------------------------------------------------------------------
+
+local warned = {}
+
+local function warn_once(source)
+  local text <const> = ("%s = %q"):format(source.name, source.text)
+  if warned[text] then return end
+  warned[text] = true
+  io.stderr:write("plua: ignoring ", text, ": not a number of cores (", source.where, ")\n")
+end
+
+--- Every source that the core count is decided from: its name, where it is read, its raw text, the
+-- number that it stands for (0: no limit; -1: not understood) and whether it decides.
+---@return { name: string, where: string, text: string, cpus: integer, decides: boolean }[]
+function M.cpus()
+  local _ <const>, sources <const> = core.cpus()
+  return sources
+end
+
+--- How many cores this program may use, by the machine, its container and the batch system.
+---@return integer n
+---@return string source  the name of what decided
+function M.cpu_count()
+  local n <const>, sources <const> = core.cpus()
+  local decided = "online"
+  for _, source in ipairs(sources) do
+    if source.cpus < 0 then warn_once(source) end
+    if source.decides then decided = source.name end
+  end
+  return n, decided
+end
+
+--- The number of workers and the cores for each.
+---@param wanted nil|integer|string  the option
+---@param most? integer  there is no work for more
+---@return integer workers
+---@return integer cores
+function M.team(wanted, most)
+  local cores <const> = M.cpu_count()
+  local n = wanted or cores
+  if type(n) == "string" then
+    local share <const> = tonumber(n:match(PERCENT)) / 100
+    n = math.max(1, math.min(WORKERS_MAX, math.floor(cores * share + 0.5)))
+  end
+  if most and n > most then n = most end
+  return n, math.max(1, cores // math.max(n, 1))
+end
+
+return M

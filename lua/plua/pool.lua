@@ -1,0 +1,408 @@
+--- Pools: workers that live, with the state that they found when the pool was made.
+-- Keeps true: functions and items are sent; what was submitted has an outcome, also when the pool
+-- ends before it. Knows plua.core, run, options, data and future; does not know one-shot calls.
+-- SPDX-License-Identifier: MIT
+
+local core <const> = require("plua.core")
+local data <const> = require("plua.data")
+local future <const> = require("plua.future")
+local options <const> = require("plua.options")
+local run <const> = require("plua.run")
+
+local M <const> = {}
+
+---@class plua.Pool  a to-be-closed value
+---@field package handle userdata
+---@field package opts table
+---@field package state "open"|"closed"|"terminated"
+---@field package calls integer  calls so far that used the pool's own seed
+local Pool <const> = { __name = "plua.Pool" }
+Pool.__index = Pool
+
+local GOLDEN <const> = 0x9E3779B97F4A7C15
+
+local function check(pool)
+  if getmetatable(pool) ~= Pool then
+    error(("a pool is wanted, not %s (call its methods with a colon)"):format(type(pool)), 3)
+  end
+  if pool.state == "closed" then error("the pool is closed: it takes no more work", 3) end
+  if pool.state == "terminated" then error("the pool is terminated: it takes no more work", 3) end
+end
+
+local function check_function(f, name)
+  if type(f) ~= "function" then
+    error(("%s must be a function, not %s"):format(name, type(f)), 3)
+  end
+end
+
+-- ---- calls over data --------------------------------------------------------------------------
+
+local Session <const> = {}
+Session.__index = Session
+
+function Session.finish() end
+
+function Session:close()
+  if self.handle:alive() then self.job:forget() end
+end
+
+Session.__close = Session.close
+Session.__gc = Session.close
+
+-- A call without a seed of its own draws one; under the pool's seed each call gets the next.
+local function seed_of(pool, opts)
+  if not opts.seed or opts.seed ~= pool.opts.seed then return run.seed(opts) end
+  pool.calls = pool.calls + 1
+  return opts.seed + (pool.calls - 1) * GOLDEN
+end
+
+local function complete(spec, call, pool)
+  local source <const> = call.source
+  spec.f, spec.reduce, spec.seed = call.f, call.reduce, seed_of(pool, call.opts)
+  spec.source, spec.open = core.FROM_BYTES, true
+  if source.range then
+    spec.source, spec.range = core.FROM_RANGE, { source.range.first, source.range.step }
+  end
+  return spec
+end
+
+-- Items of a list, encoded as a stream wants them.
+local function put_slice(session, first, last)
+  local list <const> = session.list
+  session.handle:put_some(session.job, list, first, last)
+end
+
+local function begin_on(pool)
+  return function(call)
+    local handle <const>, source <const> = pool.handle, call.source
+    local spec <const> = complete(run.spec(call), call, pool)
+    local job <const> = handle:job(spec)
+    local session <const> = setmetatable({
+      handle = handle, job = job, workers = pool.workers, list = source.list,
+    }, Session)
+    if call.window then
+      if source.list then session.put = put_slice end
+    elseif source.list then
+      handle:put(job, source.list, source.n)
+    else
+      handle:extend(job, run.positions(call))
+      job:close_input()
+    end
+    return session
+  end
+end
+
+local function call_of(pool, mode, f, data_, opts, keep)
+  return { mode = mode, f = f, source = data_, opts = opts, keep = keep }, begin_on(pool)
+end
+
+--- As plua.map, on the pool's workers.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return table results
+function Pool:map(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
+  return (run.list(begin, call))
+end
+
+--- As plua.starmap, on the pool's workers.
+---@param f fun(...): any
+---@param data table|function
+---@param opts? plua.Options
+---@return table results
+function Pool:starmap(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.STAR, f, source, given)
+  return (run.list(begin, call))
+end
+
+--- As plua.imap, on the pool's workers, which outlive a loop that is left.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return fun(): integer?, any
+function Pool:imap(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.ORDER)
+  return run.stream(begin, call)
+end
+
+--- As plua.imap_unordered, on the pool's workers.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return fun(): integer?, any
+function Pool:imap_unordered(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.QUEUE)
+  return run.stream(begin, call)
+end
+
+--- As plua.each, on the pool's workers.
+---@param f fun(item: any, index: integer)
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return integer n
+---@return table? errors
+function Pool:each(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.EACH, f, source, given)
+  return run.each(begin, call)
+end
+
+--- As plua.filter, on the pool's workers.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return table items
+function Pool:filter(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.FILTER, f, source, given)
+  return (run.filter(begin, call))
+end
+
+--- As plua.find, on the pool's workers.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return integer? index
+---@return any result
+function Pool:find(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
+  return run.find(begin, call)
+end
+
+--- As plua.mapreduce, on the pool's workers.
+---@param f fun(item: any, index: integer): any
+---@param reduce fun(acc: any, result: any): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return any value
+---@return plua.Error[]? errors
+function Pool:mapreduce(f, reduce, data_, opts)
+  check(self)
+  check_function(f, "f")
+  check_function(reduce, "reduce")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local call <const>, begin <const> = call_of(self, core.FOLD, f, source, given)
+  call.reduce = reduce
+  return run.fold(begin, call)
+end
+
+-- ---- calls that answer later ------------------------------------------------------------------
+
+local function submit(pool, f, ...)
+  local spec <const> = pool.apply_spec
+  spec.f = f
+  local promise <const> = future.new(pool.handle)
+  promise.job, promise.index = pool.handle:apply(spec, promise, ...)
+  return promise
+end
+
+--- Calls f(...) in a worker, and waits for it.
+---@param f function
+---@param ... any
+---@return any ...  its results
+function Pool:apply(f, ...)
+  check(self)
+  check_function(f, "f")
+  return submit(self, f, ...):get()
+end
+
+--- Calls f(...) in a worker.
+---@param f function
+---@param ... any
+---@return plua.Future  of its results
+function Pool:apply_async(f, ...)
+  check(self)
+  check_function(f, "f")
+  return submit(self, f, ...)
+end
+
+local function map_async(pool, call)
+  call.source = data.drained(call.source, call.mode == core.STAR)
+  call.keep = core.LIST
+  local n <const> = call.source.n
+  local on_error <const> = call.opts.on_error
+  local promise <const> = future.new(pool.handle, function(job)
+    run.answer(job, on_error)
+    local results <const> = job:results()
+    results.n = n
+    return results
+  end)
+  if n == 0 then
+    future.conclude(promise, nil, { n = 0 })
+    return promise
+  end
+  local session <const> = setmetatable(begin_on(pool)(call), nil) -- the job outlives it
+  promise.job = session.job
+  promise.job:own(promise)
+  return promise
+end
+
+--- As pool:map, but answers at once.
+---@param f fun(item: any, index: integer): any
+---@param data table|function|plua.Range
+---@param opts? plua.Options
+---@return plua.Future  of the list
+function Pool:map_async(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  return map_async(self, (call_of(self, core.MAP, f, source, given)))
+end
+
+--- As pool:starmap, but answers at once.
+---@param f fun(...): any
+---@param data table|function
+---@param opts? plua.Options
+---@return plua.Future  of the list
+function Pool:starmap_async(f, data_, opts)
+  check(self)
+  check_function(f, "f")
+  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  return map_async(self, (call_of(self, core.STAR, f, source, given)))
+end
+
+-- ---- life -------------------------------------------------------------------------------------
+
+--- Takes no more work. What was submitted is done, then workers leave.
+function Pool:close()
+  if self.state ~= "open" then return end
+  self.state = "closed"
+  if self.handle:alive() then self.handle:shutdown() end
+end
+
+-- The futures that wait for an outcome.
+local function waiting(handle)
+  local list <const> = {}
+  for _, job in pairs(handle:jobs()) do
+    local owner <const>, keep <const> = job:owner()
+    if owner then list[#list + 1] = owner end
+    if keep == core.FUTURES then
+      for _, promise in pairs(job:results()) do list[#list + 1] = promise end
+    end
+  end
+  return list
+end
+
+--- Ends the workers at once. Futures that have no outcome get an error of kind "cancelled".
+function Pool:terminate()
+  if self.state == "terminated" then return end
+  self.state = "terminated"
+  local handle <const> = self.handle
+  if not handle:alive() then return end
+  local futures <const> = waiting(handle)
+  self:stats()
+  handle:close()
+  for _, promise in ipairs(futures) do
+    future.conclude(promise,
+      core.error { kind = "cancelled", message = "the pool was terminated" })
+  end
+  run.callbacks()
+end
+
+--- Waits until the workers of a closed pool have done everything and are gone. Raises what a
+-- 'finish' raised.
+---@param timeout? number  seconds
+---@return boolean gone  false: time ran out
+function Pool:join(timeout)
+  if self.state == "open" then error("close or terminate the pool before you join it", 2) end
+  local handle <const> = self.handle
+  local ends <const> = timeout and core.now() + timeout
+  while handle:alive() do
+    local left <const> = ends and math.max(0, ends - core.now())
+    local status <const> = handle:pump(nil, left)
+    if status == "ended" then
+      local err <const> = handle:left()
+      self:stats()
+      handle:close()
+      run.callbacks()
+      if err ~= nil then error(err, 0) end
+    elseif status == "timeout" then
+      run.callbacks()
+      return false
+    end
+  end
+  run.callbacks()
+  return true
+end
+
+--- From now on so many workers. Those too many leave when they are idle.
+---@param workers integer|string  as the option
+function Pool:resize(workers)
+  check(self)
+  local given <const> = options.check({ workers = workers })
+  local n <const> = options.team(given.workers)
+  if n == 0 then error("a pool cannot be resized to 0 workers: make one with workers = 0", 2) end
+  if self.workers == 0 then return end
+  self.handle:resize(n)
+  self.workers = n
+end
+
+--- What the pool has done so far: workers, alive, submitted, done, retried, started, crashed, ...
+-- Of a pool that has ended, what it had done then.
+---@return table<string, integer>
+function Pool:stats()
+  if not self.handle:alive() then return self.last or {} end
+  self.last = self.handle:stats()
+  return self.last
+end
+
+-- Left normally: finishes what was submitted. Left by an error: terminates.
+function Pool:__close(err)
+  if err ~= nil then return self:terminate() end
+  self:close()
+  if self.handle:alive() then self:join() end
+end
+
+function Pool:__tostring()
+  return ("plua.Pool: %d workers, %s"):format(self.workers, self.state)
+end
+
+-- Inside an item a pool runs in the worker itself, unless it is to be nested.
+local function team_size(opts)
+  if core.inside() and not opts.nested then return 0, 1 end
+  return options.team(opts.workers)
+end
+
+--- Workers that live until the pool is closed: local pool <close> = plua.pool { workers = 4 }
+-- They see what was loaded when the pool was made; functions and items are sent to them.
+---@param opts? plua.Options  those of calls are the defaults of calls on the pool
+---@return plua.Pool
+function M.open(opts)
+  local given <const> = options.check(opts)
+  local workers <const>, cores <const> = team_size(given)
+  local handle <const> = core.open {
+    once = false, workers = workers, cores = cores, spare = true, seed = 0,
+    max_tasks = given.max_tasks_per_child, init = given.init, finish = given.finish,
+  }
+  handle:start()
+  return setmetatable({
+    handle = handle, opts = given, workers = workers, state = "open", calls = 0,
+    apply_spec = {
+      mode = core.APPLY, keep = core.FUTURES, policy = core.COLLECT, open = true,
+      seed = run.seed(given), crash_retries = given.retries or 1,
+      error_retries = given.retries or 0, chunksize = math.tointeger(given.chunksize) or 0,
+    },
+  }, Pool)
+end
+
+return M

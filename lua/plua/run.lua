@@ -1,0 +1,285 @@
+--- What a call does once its arguments are checked: submit, take outcomes in, hand them over.
+-- Keeps true: each item's outcome reaches the caller once, in input order where that is promised;
+-- a call that ends by an error leaves nothing running. Knows plua.core, data and errors; whether
+-- workers were forked for the call or live already is the affair of 'begin', which a call is given.
+-- SPDX-License-Identifier: MIT
+
+local core <const> = require("plua.core")
+local data <const> = require("plua.data")
+local errors <const> = require("plua.errors")
+
+local M <const> = {}
+
+---@class plua.Call
+---@field mode integer   core.MAP, ...
+---@field keep integer   core.LIST, ...
+---@field f function
+---@field reduce? function
+---@field source plua.Source
+---@field opts table
+---@field window? boolean  items are given as results are taken
+
+---@class plua.Session  to be closed
+---@field handle userdata
+---@field job userdata
+---@field workers integer
+---@field finish fun(session)  ends in peace what was begun for the call
+
+local POLICY <const> = { raise = core.RAISE, collect = core.COLLECT }
+
+-- Blocks that n items make: 512 of 1, 512 of 2, 512 of 4, ...
+local function blocks(n)
+  local count, size = 0, 1
+  while n > 512 * size do
+    n, count, size = n - 512 * size, count + 512, size * 2
+  end
+  return count + (n + size - 1) // size
+end
+
+--- How many positions a call has: blocks where it folds.
+---@param call plua.Call
+---@return integer
+function M.positions(call)
+  local n <const> = call.source.n or 0
+  return call.mode == core.FOLD and blocks(n) or n
+end
+
+--- What handle:job takes, as far as every call has it.
+---@param call plua.Call
+---@return table
+function M.spec(call)
+  local opts <const>, source <const> = call.opts, call.source
+  return {
+    mode = call.mode, keep = call.keep, total = source.n,
+    policy = POLICY[opts.on_error or "raise"] or core.CALL,
+    chunksize = math.tointeger(opts.chunksize) or 0,
+    crash_retries = opts.retries or 1, error_retries = opts.retries or 0,
+    data = source.list or source.range,
+  }
+end
+
+--- The seed of a call: its option, or a draw from the caller's generator.
+---@param opts table
+---@return integer
+function M.seed(opts) return opts.seed or core.draw() end
+
+-- ---- callbacks --------------------------------------------------------------------------------
+
+local function report(err)
+  io.stderr:write("plua: a callback failed: ", tostring(err), "\n")
+end
+
+--- Runs the callbacks of futures that are done, unless a function of the script's called us.
+function M.callbacks()
+  local list = core.completed()
+  while list do
+    for _, future in ipairs(list) do
+      local callbacks <const> = future.callbacks or {}
+      future.callbacks = nil
+      for _, callback in ipairs(callbacks) do
+        local fine <const>, err <const> = core.call(callback, future)
+        if not fine then report(err) end
+      end
+    end
+    list = core.completed()
+  end
+end
+
+-- ---- lists ------------------------------------------------------------------------------------
+
+-- The function that on_error is, on an error. What it raises ends the call.
+local function ask(on_error, err)
+  local fine <const>, value <const> = core.call(on_error, err)
+  if not fine then error(value, 0) end
+  return value
+end
+
+--- Gives the job's failures so far to on_error, if that is a function.
+---@param job userdata
+---@param on_error any
+function M.answer(job, on_error)
+  if type(on_error) ~= "function" then return end
+  local results <const> = job:results()
+  for _, index in ipairs(job:failed()) do results[index] = ask(on_error, results[index]) end
+end
+
+--- Takes outcomes in until the job is over. Raises its error.
+local function settle(session, on_error)
+  local job <const>, handle <const> = session.job, session.handle
+  repeat
+    local settled = job:state()
+    if not settled then
+      local status <const> = handle:pump(job, nil, true)
+      M.answer(job, on_error)
+      settled = job:state()
+      if not settled and status ~= "ready" then error("plua: the pool ended under a call", 0) end
+    end
+  until settled
+  M.answer(job, on_error)
+end
+
+-- Runs the call to its end and answers the table of outcomes.
+local function outcomes(begin, call)
+  call.keep = core.LIST
+  local session <close> = begin(call)
+  settle(session, call.opts.on_error)
+  session:finish()
+  local _ <const>, err <const> = session.job:state()
+  M.callbacks()
+  if err ~= nil then error(err, 0) end
+  return session.job:results()
+end
+
+local function no_outcomes(call) return call.source.n == 0 end
+
+---@alias plua.Begin fun(call: plua.Call): plua.Session
+
+--- plua.map and plua.starmap.
+---@param begin plua.Begin
+---@param call plua.Call
+---@return table
+function M.list(begin, call)
+  call.source = data.drained(call.source, call.mode == core.STAR)
+  local results <const> = no_outcomes(call) and {} or outcomes(begin, call)
+  results.n = call.source.n
+  return results
+end
+
+--- plua.each: the number of items, and under "collect" the errors by item.
+function M.each(begin, call)
+  call.source = data.drained(call.source, false)
+  local errs <const> = no_outcomes(call) and {} or outcomes(begin, call)
+  if call.opts.on_error == "collect" then return call.source.n, errs end
+  return call.source.n
+end
+
+--- plua.filter.
+function M.filter(begin, call)
+  call.source = data.drained(call.source, false)
+  local source <const> = call.source
+  local verdicts <const> = no_outcomes(call) and {} or outcomes(begin, call)
+  local items <const>, kept, n = source.list or source.range, {}, 0
+  for i = 1, source.n do
+    local verdict <const> = verdicts[i]
+    if verdict then
+      n = n + 1
+      kept[n] = errors.iserror(verdict) and verdict or items[i]
+    end
+  end
+  kept.n = n
+  return kept
+end
+
+--- plua.mapreduce.
+function M.fold(begin, call)
+  call.source = data.drained(call.source, false)
+  if no_outcomes(call) then return nil end
+  local parts <const>, on_error <const> = outcomes(begin, call), call.opts.on_error
+  local acc, begun, errs
+  for i = 1, M.positions(call) do
+    local part <const> = parts[i]
+    if on_error == "collect" and errors.iserror(part) then
+      errs = errs or {}
+      errs[#errs + 1] = part
+    elseif not begun then
+      acc, begun = part, true
+    else
+      acc = call.reduce(acc, part)
+    end
+  end
+  return acc, errs
+end
+
+-- ---- streams ----------------------------------------------------------------------------------
+
+local WINDOW <const> = 4096      -- items given and not taken, at most
+local BYTES <const> = 4 << 20    -- of payloads and replies between the script and the workers
+
+-- Gives workers more to do. Positions are free; items of an iterator are pulled and encoded.
+local function refill(stream)
+  local session <const>, source <const> = stream.session, stream.source
+  if source.iterator then
+    local more <const>, err <const> =
+      session.handle:feed(session.job, source.iterator, stream.window, BYTES)
+    if not more then stream.ended, stream.err = true, err end
+    local _, _, given = session.job:state()
+    stream.given = given
+    return
+  end
+  local given <const> = math.min(source.n, stream.taken + stream.window)
+  local more <const> = given - stream.given
+  if more > 0 and session.put then session:put(stream.given + 1, given)
+  elseif more > 0 then session.handle:extend(session.job, more) end
+  stream.given = given
+  if given == source.n then
+    stream.ended = true
+    session.job:close_input()
+  end
+end
+
+-- The window grows with what the script has taken: who takes a few items has few computed.
+local function top_up(stream)
+  if stream.ended or stream.given - stream.taken > stream.window // 2 then return end
+  stream.window = math.min(WINDOW, 2 * stream.workers + 2 * stream.taken)
+  refill(stream)
+end
+
+-- The stream is at its end: tells what ended it, once.
+local function finish(stream)
+  local session <const> = stream.session
+  stream.session = nil
+  session:finish()
+  session:close()
+  M.callbacks()
+  local err <const> = stream.err
+  if err ~= nil then error(err, 0) end
+  return nil
+end
+
+local function deliver(stream, index, value, failed)
+  stream.taken = stream.taken + 1
+  if not failed then return index, value end
+  local on_error <const> = stream.on_error
+  if on_error == "collect" then return index, value end
+  if type(on_error) == "function" then return index, ask(on_error, value) end
+  error(value, 0)
+end
+
+local function advance(stream)
+  local session <const> = stream.session
+  if not session then return nil end
+  local job <const> = session.job
+  while true do
+    top_up(stream) -- first, so that workers go on while the script uses what there is
+    local index <const>, value <const>, failed <const> = job:take()
+    if index then return deliver(stream, index, value, failed) end
+    if job:state() then return finish(stream) end
+    session.handle:pump(job)
+  end
+end
+
+--- plua.imap and plua.imap_unordered: what a generic for takes. 'call.keep' says the order.
+function M.stream(begin, call)
+  local opts <const>, source <const> = call.opts, call.source
+  call.window = true
+  local session <const> = begin(call)
+  local stream <const> = {
+    session = session, source = source, workers = math.max(session.workers, 1), window = 0,
+    taken = 0, given = 0, ended = false, on_error = opts.on_error,
+  }
+  local function next_result() return advance(stream) end
+  return next_result, nil, nil, session
+end
+
+--- plua.find, over a stream in input order.
+function M.find(begin, call)
+  call.keep = core.ORDER
+  for index, result in M.stream(begin, call) do
+    if result and not (errors.iserror(result) and call.opts.on_error == "collect") then
+      return index, result
+    end
+  end
+  return nil
+end
+
+return M
