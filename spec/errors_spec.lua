@@ -1,0 +1,242 @@
+-- Errors: what they hold, and what a person reads. SPDX-License-Identifier: MIT
+
+local helper <const> = require "spec.helper"
+local plua <const> = require "plua"
+local crash <const> = require "crashkit"
+
+local function caught(f, ...)
+  local fine <const>, err <const> = pcall(f, ...)
+  assert.is_false(fine)
+  return err
+end
+
+-- The line of the caller, as messages give it.
+local function here(offset)
+  return ("errors_spec.lua:%d"):format(debug.getinfo(2, "l").currentline + (offset or 0))
+end
+
+for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
+  describe("with workers = " .. workers .. ", an error of an item", function()
+    helper.guard()
+    local opts <const> = { workers = workers }
+    local collect <const> = { workers = workers, on_error = "collect" }
+
+    it("tells what, which item, where, and the worker's traceback", function()
+      local line <const> = here(2)
+      local err <const> = caught(plua.map, function(item)
+        if item == "bad" then error("no good") end
+      end, { "fine", "bad" }, opts)
+      assert.is_true(plua.iserror(err))
+      assert.equal("error", err.kind)
+      assert.equal(2, err.index)
+      assert.equal("bad", err.item)
+      assert.equal(1, err.attempts)
+      assert.matches(line .. ": no good", err.message, 1, true)
+      assert.equal(err.message, err.value)
+      assert.matches(line, err.where, 1, true)
+      assert.matches("in function 'error'", err.traceback, 1, true)
+      assert.matches(line, err.traceback, 1, true)
+      assert.equal(workers > 0, err.worker ~= nil)
+      assert.equal(workers > 0 and "number" or "nil",
+        type(workers > 0 and err.pid or nil))
+    end)
+
+    it("reads well", function()
+      local line <const> = here(1)
+      local err <const> = caught(plua.map, function() error("no good") end, { "x\ny" }, opts)
+      local text <const> = tostring(err)
+      assert.matches('^item 1 %("x\\ny"%): ', text)
+      assert.matches(line .. ": no good\n", text, 1, true)
+      assert.is_nil(text:find("plua/", 1, true))
+      assert.is_nil(text:find("[C]: in ?", 1, true))
+      assert.is_true(select(2, text:gsub("\n", "")) <= 6)
+    end)
+
+    it("keeps a table that was raised as its value", function()
+      local results <const> = plua.map(function(x) error({ code = x }) end, { 7 }, collect)
+      assert.same({ code = 7 }, results[1].value)
+      assert.equal("(error object is a table value)", results[1].message)
+      local class <const> = { __tostring = function(e) return "code " .. e.code end }
+      plua.register("errors_spec.class", class)
+      local raise <const> = function() error(setmetatable({ code = 3 }, class)) end
+      local err <const> = plua.map(raise, { 1 }, collect)[1]
+      assert.equal("code 3", err.message)
+      assert.equal(3, err.value.code)
+    end)
+
+    it("keeps the text of a value that cannot cross, and of nil", function()
+      local results <const> = plua.map(function(x)
+        if x == 1 then error(io.stdout) end
+        if x == 2 then error(nil) end
+        error({ print, coroutine.create(print) })
+      end, { 1, 2, 3 }, collect)
+      assert.matches("^file %(", results[1].value)
+      assert.equal("nil", results[2].value)
+      assert.equal("(error object is a table value)", results[3].value)
+    end)
+
+    it("of Lua itself names the line", function()
+      local results <const> = plua.map(function(x) return x.y.z end, { {} }, collect)
+      assert.matches("errors_spec.lua:%d+: attempt to index a nil value %(field 'y'%)",
+        results[1].message)
+      results[1] = plua.map(function() -- luacheck: ignore
+        local function deep() return 1 + deep() end
+        return deep()
+      end, { 1 }, collect)[1]
+      assert.matches("stack overflow", results[1].message)
+    end)
+
+    it("in a nested call tells both", function()
+      local err <const> = caught(plua.map, function()
+        return plua.map(function() error("inner") end, { "in" })
+      end, { "out" }, opts)
+      assert.matches("inner", tostring(err))
+      assert.matches('item 1 ("out")', tostring(err), 1, true)
+      assert.matches('item 1 ("in")', tostring(err), 1, true)
+      assert.is_true(plua.iserror(err.value))
+      assert.equal("in", err.value.item)
+    end)
+
+    it("is raised for the one item, collected, or answered by a function", function()
+      local function f(x) return x % 2 == 0 and error("even") or x end
+      local results <const> = plua.map(f, { 1, 2, 3, 4 }, collect)
+      assert.same({ 1, 3 }, { results[1], results[3] })
+      assert.same({ 2, 4 }, { results[2].index, results[4].index })
+      local asked <const> = plua.map(f, { 1, 2, 3, 4 },
+        { workers = workers, on_error = function(err) return -err.index end })
+      assert.same({ 1, -2, 3, -4, n = 4 }, asked)
+      local err <const> = caught(plua.map, f, { 1, 2, 3, 4 },
+        { workers = workers, on_error = function() error("enough", 0) end })
+      assert.equal("enough", err)
+      local streamed <const> = {}
+      local zero <const> = { workers = workers, on_error = function() return 0 end }
+      for i, r in plua.imap(f, { 1, 2 }, zero) do streamed[i] = r end
+      assert.same({ 1, 0 }, streamed)
+    end)
+
+    it("is tried again as often as retries says", function()
+      local err <const> = caught(plua.map, function() error("never") end, { 1 },
+        { workers = workers, retries = 2 })
+      assert.equal(3, err.attempts)
+      assert.matches("tried 3 times", tostring(err))
+      local results <const> = plua.map(function()
+        if plua.worker().attempt < 3 then error("not yet") end
+        return math.random(1 << 40)
+      end, { 1 }, { workers = workers, retries = 2, seed = 1 })
+      local draw <const> = function() return math.random(1 << 40) end
+      assert.equal(plua.map(draw, { 1 }, { seed = 1 })[1], results[1])
+    end)
+
+    it("in each and filter is not passed over", function()
+      local function f(x) return x == 2 and error("two") or x end
+      assert.equal(2, caught(plua.each, f, { 1, 2, 3 }, opts).index)
+      local n <const>, errs <const> = plua.each(f, { 1, 2, 3 }, collect)
+      assert.equal(3, n)
+      assert.equal(2, errs[2].index)
+      local kept <const> = plua.filter(f, { 1, 2, 3 }, collect)
+      assert.equal(3, kept.n)
+      assert.is_true(plua.iserror(kept[2]))
+    end)
+
+    it("in mapreduce blames the item within its block", function()
+      local function f(x) return x == 1500 and error("late") or x end
+      local function add(a, b) return a + b end
+      local err <const> = caught(plua.mapreduce, f, add, plua.range(1, 3000), opts)
+      assert.equal(1500, err.index)
+      assert.equal(1500, err.item)
+      local sum <const>, errs <const> = plua.mapreduce(f, add, plua.range(1, 3000), collect)
+      assert.equal(1, #errs)
+      assert.equal(3000 * 3001 // 2 - 1499 - 1500, sum)
+    end)
+
+    it("of a result that cannot cross costs that item, with the path", function()
+      local results <const> = plua.map(function(x)
+        if x == 2 then return { conn = { socket = io.stdout } } end
+        return x
+      end, { 1, 2, 3 }, collect)
+      assert.same({ 1, 3 }, { results[1], results[3] })
+      assert.equal("encode", results[2].kind)
+      assert.equal("result.conn.socket: userdata (FILE*)", results[2].message)
+    end)
+
+    it("of init is told once, whatever on_error says", function()
+      local err <const> = caught(plua.map, print, { 1, 2, 3 }, {
+        workers = workers, on_error = "collect", init = function() error("not today") end,
+      })
+      assert.equal("init", err.kind)
+      assert.matches("errors_spec.lua:%d+: not today", err.message)
+      assert.is_nil(err.index)
+      local pool <const> = plua.pool { workers = workers, init = function() error("nor ever") end }
+      for _ = 1, 2 do assert.matches("nor ever", tostring(caught(pool.apply, pool, print))) end
+      pool:terminate()
+    end)
+
+    it("of finish is raised after the results were made", function()
+      local err <const> = caught(plua.map, tostring, { 1 },
+        { workers = workers, finish = function() error("unfinished") end })
+      assert.matches("unfinished", tostring(err))
+    end)
+  end)
+end
+
+for _, workers in ipairs { 1, 2, 3 } do
+  describe("with workers = " .. workers .. ", a death", function()
+    helper.guard()
+
+    it("reads as one sentence", function()
+      local err <const> = caught(plua.map, function(x)
+        if x == "x" then crash.segv() end
+      end, { "a", "x" }, { workers = workers })
+      assert.matches('^worker %d+ %(pid %d+%) was killed by SIGSEGV while running item 2 %("x"%); '
+        .. "tried 2 times$", tostring(err))
+      assert.same({ "crash", "SIGSEGV", 2 }, { err.kind, err.signal, err.attempts })
+    end)
+
+    it("by os.exit tells the status", function()
+      local err <const> = caught(plua.map, function() os.exit(4) end, { 1 },
+        { workers = workers, retries = 0 })
+      assert.matches("exited with status 4 while running item 1 %(1%)$", tostring(err))
+    end)
+
+    it("in init ends the call with the reason", function()
+      local err <const> = caught(plua.map, print, { 1 },
+        { workers = workers, init = function() crash.segv() end })
+      assert.equal("init", err.kind)
+      assert.equal("SIGSEGV", err.signal)
+      assert.matches("killed by SIGSEGV", tostring(err))
+    end)
+
+    it("of a pool's worker tells the item that was sent", function()
+      local pool <close> = plua.pool { workers = workers, retries = 0 }
+      local err <const> = caught(pool.map, pool, crash.raise, { 9 })
+      assert.equal(9, err.item)
+      assert.equal("SIGKILL", err.signal)
+    end)
+  end)
+end
+
+describe("an error", function()
+  helper.guard()
+
+  it("shows items in short: strings quoted and cut, small tables", function()
+    local function shown(item)
+      return tostring(caught(plua.map, function() error("e", 0) end, { item }, { workers = 0 }))
+        :match("^item 1 %((.*)%): e")
+    end
+    assert.equal('"a\\"b\\0"', shown('a"b\0'))
+    assert.equal('"' .. ("x"):rep(60) .. '"...', shown(("x"):rep(100)))
+    assert.equal('{1, "two", {...}}', shown({ 1, "two", {} }))
+    assert.equal("{a = 1}", shown({ a = 1 }))
+    assert.equal("{1, 2, 3, 4, ...}", shown({ 1, 2, 3, 4, 5, 6 }))
+    assert.equal("1.5", shown(1.5))
+  end)
+
+  it("that nobody catches ends the lua program with its text", function()
+    local result <const> = helper.run(helper.lua .. " " .. helper.script([[
+      local plua = require "plua"
+      plua.map(function(x) error("mine") end, {"it"}, {workers = 2})
+    ]], "uncaught.lua"))
+    assert.equal(1, result.status)
+    assert.matches('item 1 %("it"%): .*uncaught.lua:2: mine', result.err)
+  end)
+end)

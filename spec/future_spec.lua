@@ -1,0 +1,244 @@
+-- Futures: what they answer, when, and what their callbacks may do.
+-- SPDX-License-Identifier: MIT
+
+-- Functions that are sent must not carry the spec runner's environment along.
+local describe <const>, it <const>, assert <const> = describe, it, assert
+local _ENV <const> = _G -- luacheck: ignore 211
+
+local helper <const> = require "spec.helper"
+local plua <const> = require "plua"
+local crash <const> = require "crashkit"
+
+local function add(a, b) return a + b end
+
+local function raise(x) error("raised " .. x) end
+
+for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
+  describe("with workers = " .. workers .. ", a future", function()
+    helper.guard()
+
+    -- A spec with a pool of its own, which is terminated afterwards.
+    local function with_pool(body)
+      return function()
+        local pool <const> = plua.pool { workers = workers }
+        local guard <close> = setmetatable({}, { __close = function() pool:terminate() end })
+        body(pool, guard)
+      end
+    end
+
+    it("answers its results as often as it is asked", with_pool(function(pool)
+      local count <const> = function(...) return select("#", ...), ... end
+      local future <const> = pool:apply_async(count, 1, nil)
+      assert.same({ n = 3, 2, 1 }, table.pack(future:get()))
+      assert.same({ n = 3, 2, 1 }, table.pack(future:get(0)))
+      assert.is_true(future:ready())
+      assert.is_true(future:successful())
+    end))
+
+    it("raises what the call raised, each time", with_pool(function(pool)
+      local future <const> = pool:apply_async(raise, 5)
+      for _ = 1, 2 do
+        local fine <const>, err <const> = pcall(future.get, future)
+        assert.is_false(fine)
+        assert.equal("error", err.kind)
+        assert.matches("raised 5", err.message)
+      end
+      future:wait()
+      assert.is_false(future:successful())
+    end))
+
+    it("answers out of order", with_pool(function(pool)
+      local futures <const> = {}
+      for i = 1, 50 do futures[i] = pool:apply_async(add, i, i) end
+      for i = 50, 1, -1 do assert.equal(2 * i, futures[i]:get()) end
+    end))
+
+    it("runs its callbacks once, as a call of plua returns", with_pool(function(pool)
+      local future <const>, calls = pool:apply_async(add, 1, 2), {}
+      future:add_done_callback(function(f) calls[#calls + 1] = f:get() end)
+      future:add_done_callback(function() calls[#calls + 1] = "second" end)
+      future:wait()
+      assert.same({ 3, "second" }, calls)
+      future:add_done_callback(function() calls[#calls + 1] = "late" end)
+      future:get()
+      assert.same({ 3, "second", "late" }, calls)
+    end))
+
+    it("of a list has callbacks too, and they may submit", with_pool(function(pool)
+      local more
+      local future <const> = pool:map_async(function(x) return x end, { 1, 2, 3 })
+      future:add_done_callback(function(f) more = pool:apply_async(add, f:get()[3], 10) end)
+      assert.same({ 1, 2, 3, n = 3 }, future:get())
+      assert.equal(13, more:get())
+    end))
+
+    it("runs callbacks while the pool is joined", with_pool(function(pool)
+      local called
+      pool:apply_async(add, 1, 2):add_done_callback(function(f) called = f:get() end)
+      pool:close()
+      pool:join()
+      assert.equal(3, called)
+    end))
+
+    it("of a list raises the error of an item, or collects it", with_pool(function(pool)
+      local future <const> = pool:map_async(raise, { 1 })
+      assert.is_false(pcall(future.get, future))
+      local results <const> = pool:map_async(raise, { 1, 2 }, { on_error = "collect" }):get()
+      assert.equal(2, results[2].index)
+      results[1] = pool:map_async(raise, { 1 }, { on_error = function(e) return e.index end }):get()
+      assert.same({ 1, n = 1 }, results[1])
+      assert.same({ n = 0 }, pool:map_async(raise, {}):get())
+    end))
+
+    it("can be waited for with others", with_pool(function(pool)
+      local futures <const> = { pool:apply_async(add, 1, 1), pool:apply_async(raise, 1) }
+      local done <const>, pending <const> = plua.wait(futures)
+      assert.equal(2, #done)
+      assert.equal(0, #pending)
+      assert.equal(0, #(plua.wait {}))
+      local n = 0
+      for future in plua.as_completed(futures) do
+        n = n + 1
+        assert.is_true(future:ready())
+      end
+      assert.equal(2, n)
+    end))
+
+    it("cancelled before it runs never runs", with_pool(function(pool)
+      local path <const> = helper.tmp() .. "/ran"
+      if workers > 0 then
+        for _ = 1, workers do pool:apply_async(crash.csleep, 100) end
+      end
+      local future <const> = pool:apply_async(function() io.open(path, "w"):close() end)
+      if workers == 0 then
+        assert.is_false(future:cancel()) -- asking for it runs it, in the caller's process
+        return
+      end
+      assert.is_true(future:cancel())
+      assert.is_false(future:cancel())
+      local fine <const>, err <const> = pcall(future.get, future)
+      assert.is_false(fine)
+      assert.equal("cancelled", err.kind)
+      assert.is_nil(io.open(path))
+    end))
+  end)
+end
+
+for _, workers in ipairs { 1, 2, 3 } do
+  describe("with workers = " .. workers .. ", a future", function()
+    helper.guard()
+
+    it("that takes too long raises timeout and stays", function()
+      local pool <const> = plua.pool { workers = workers }
+      local future <const> = pool:apply_async(crash.csleep, 100)
+      for _, method in ipairs { "get", "wait" } do
+        local fine <const>, err <const> = pcall(future[method], future, 0.02)
+        assert.is_false(fine)
+        assert.equal("timeout", err.kind)
+      end
+      assert.is_false(future:ready())
+      assert.has_error(function() future:successful() end)
+      local done <const>, pending <const> = plua.wait({ future }, { timeout = 0.02 })
+      assert.same({ 0, 1 }, { #done, #pending })
+      local fine <const>, err <const> = pcall(plua.as_completed({ future }, { timeout = 0.02 }))
+      assert.is_false(fine)
+      assert.equal("timeout", err.kind)
+      pool:terminate()
+    end)
+
+    it("cancelled while it runs is cancelled, and its worker replaced", function()
+      local pool <close> = plua.pool { workers = workers }
+      local path <const> = helper.tmp() .. "/begun"
+      local function begin_and_sleep()
+        io.open(path, "w"):close()
+        require("crashkit").csleep(100)
+      end
+      local future <const> = pool:apply_async(begin_and_sleep)
+      local list <const> = pool:map_async(function(x) return x end, { 1, 2, 3 })
+      assert.is_truthy(helper.wait(function()
+        future:ready()
+        return io.open(path)
+      end)):close()
+      assert.is_true(future:cancel())
+      assert.equal("cancelled", select(2, pcall(future.get, future)).kind)
+      assert.same({ 1, 2, 3, n = 3 }, list:get())
+      assert.equal(3, pool:apply(add, 1, 2))
+      local sleeper <const> = pool:map_async(crash.csleep, { 100, 100, 100 })
+      assert.is_true(sleeper:cancel())
+      assert.equal("cancelled", select(2, pcall(sleeper.get, sleeper)).kind)
+      assert.equal(3, pool:apply(add, 1, 2))
+    end)
+
+    it("whose worker dies has that as its error", function()
+      local pool <close> = plua.pool { workers = workers, retries = 0 }
+      local future <const> = pool:apply_async(crash.segv)
+      local err <const> = select(2, pcall(future.get, future))
+      assert.equal("crash", err.kind)
+      assert.equal("SIGSEGV", err.signal)
+    end)
+  end)
+end
+
+describe("futures", function()
+  helper.guard()
+
+  it("of several pools are waited for together", function()
+    local a <close> = plua.pool { workers = 1 }
+    local b <close> = plua.pool { workers = 1 }
+    local slow <const> = a:apply_async(crash.csleep, 100)
+    local quick <const> = b:apply_async(add, 1, 2)
+    local done <const>, pending <const> = plua.wait({ slow, quick }, { when = "first" })
+    assert.same({ 1, 1 }, { #done, #pending })
+    assert.is_true(rawequal(quick, done[1]))
+    local failing <const> = b:apply_async(raise, 1)
+    done[1] = plua.wait({ slow, failing }, { when = "error" })[1]
+    assert.is_true(rawequal(failing, done[1]))
+    a:terminate()
+  end)
+
+  it("a callback that raises is told once, and harms nothing", function()
+    local result <const> = helper.run(helper.lua .. " " .. helper.script [[
+      local plua = require "plua"
+      local pool <close> = plua.pool { workers = 1 }
+      local future = pool:apply_async(function() return 5 end)
+      future:add_done_callback(function() error("in callback", 0) end)
+      future:add_done_callback(function() print("next") end)
+      print(future:get())
+      print(future:get())
+    ]])
+    assert.equal("next\n5\n5\n", result.out)
+    assert.equal("plua: a callback failed: in callback\n", result.err)
+  end)
+
+  it("run callbacks only as the outermost call returns", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local future <const> = pool:apply_async(add, 1, 2)
+    local inside, seen = false, nil
+    future:add_done_callback(function() seen = inside end)
+    local i = 0
+    plua.map(function(x) return x end, function()
+      inside = true
+      i = i + 1
+      if i == 2 then
+        future:wait()
+        inside = false
+        return nil
+      end
+      return i
+    end, { workers = 1 })
+    assert.is_false(seen)
+  end)
+
+  it("keep the pool alive", function()
+    local future <const> = plua.pool({ workers = 1 }):apply_async(add, 1, 2)
+    collectgarbage()
+    collectgarbage()
+    assert.equal(3, future:get())
+  end)
+
+  it("refuse what is none of them", function()
+    assert.has_error(function() plua.wait({ 1 }) end, "futures[1] is no future but number")
+    assert.has_error(function() plua.wait({}, { wen = "all" }) end, "unknown option 'wen'")
+    assert.has_error(function() plua.wait({}, { when = "never" }) end)
+  end)
+end)
