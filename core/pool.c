@@ -317,7 +317,7 @@ static bool next_out(plua_pool *p, uint64_t id, uint64_t at, uint64_t *from, uin
 
 /* Frees the payloads of withdrawn items: all of [first, end) but those that are out. */
 static void free_withdrawn(plua_pool *p, struct pool_job *j, uint64_t first, uint64_t end) {
-  uint64_t from, to;
+  uint64_t from = 0, to = 0;
   if (end > j->places.count) end = j->places.count;
   while (first < end) {
     if (!next_out(p, j->id, first, &from, &to)) from = to = end;
