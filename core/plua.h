@@ -191,6 +191,10 @@ PLUA_API int plua_extend(plua_pool *pool, uint64_t id, uint64_t count);
    shared memory until the item's outcome is known. A job has items with payload or without. */
 PLUA_API int plua_put(plua_pool *pool, uint64_t id, plua_out **out);
 PLUA_API int plua_put_end(plua_pool *pool);
+/* plua_put_end for one of many: workers that have enough to do may get it later, with others in one
+   batch: when enough are there, or at the next plua_flush, plua_next, plua_wait or plua_dispatch. */
+PLUA_API int plua_put_next(plua_pool *pool);
+PLUA_API int plua_flush(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);
 
 /* The payload of an item whose outcome has not been released yet; NULL when there is none. */

@@ -226,8 +226,7 @@ int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
 }
 
 /* All that can fail is done before the payload is kept, so an item is added whole or not at all. */
-int plua_put_end(plua_pool *p) {
-  OWNED(p);
+static int put_item(plua_pool *p) {
   struct pool_job *j = open_job(p, p->put_job);
   if (!j) return PLUA_EARG;
   uint64_t off, len;
@@ -244,6 +243,26 @@ int plua_put_end(plua_pool *p) {
   if (sched_add(p->sched, j->id, 1) < 0) IMPOSSIBLE("no room though it was prepared");
   memcpy(&len, p->link->memory + off, sizeof len);
   p->bytes_in += len;
+  return 0;
+}
+
+int plua_put_end(plua_pool *p) {
+  OWNED(p);
+  int err = put_item(p);
+  if (!err) pool_post(p);
+  return err;
+}
+
+int plua_put_next(plua_pool *p) {
+  OWNED(p);
+  uint64_t id = p->put_job;
+  int err = put_item(p);
+  if (!err && sched_eager(p->sched, id)) pool_post(p);
+  return err;
+}
+
+int plua_flush(plua_pool *p) {
+  OWNED(p);
   pool_post(p);
   return 0;
 }

@@ -310,6 +310,13 @@ static uint64_t size_for(const struct sched *s, const struct job *j) {
   return n < 1 ? 1 : n > BATCH_MAX ? BATCH_MAX : (uint64_t)n;
 }
 
+bool sched_eager(const struct sched *s, uint64_t id) {
+  const struct job *j = job_of(s, id);
+  if (!j || s->unbegun < s->team || (!j->chunk && j->item_ns <= 0)) return true;
+  uint64_t whole = j->chunk ? j->chunk : (uint64_t)(TARGET_NS / j->item_ns);
+  return j->queued >= whole;
+}
+
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
   int lane = s->queue[0].head.next != &s->queue[0].head ? 0 : 1;
   struct span *p = s->queue[lane].head.next;

@@ -63,6 +63,9 @@ uint32_t sched_index(uint64_t id);
    posted: all but 'keep' items wait again where they waited. */
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *b);
 void sched_unpost(struct sched *s, unsigned slot, unsigned keep);
+/* Whether giving out now is worth it: some worker may soon be without work, or the waiting items of
+   this job make a whole batch. */
+bool sched_eager(const struct sched *s, uint64_t id);
 /* What is out in a slot; false if nothing is. 'worker' is -1 until one has begun it; 'got' is how
    many outcomes have come. */
 bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *b, int *worker,
