@@ -37,6 +37,7 @@ LUA_SRC := $(sort $(wildcard lua/plua/*.lua))
 MAN     := $(wildcard core/plua.1)
 KIT     := $(patsubst spec/kit/%.c,$(B)/kit/%.so,$(wildcard spec/kit/*.c))
 HOST    := $(patsubst spec/host/%.c,$(B)/host/%,$(wildcard spec/host/*.c))
+SHIM    := $(patsubst spec/preload/%.c,$(B)/preload/%.so,$(wildcard spec/preload/*.c))
 FORMATTED := $(wildcard core/*.[ch] spec/*/*.[ch])
 FUZZ    := $(patsubst spec/fuzz/%.c,build/fuzz/%,$(wildcard spec/fuzz/*.c))
 SO      := libplua.so.$(VERSION)
@@ -111,7 +112,7 @@ test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
 	  PLUA_MAKE="CC='$(CC)' SAN= SMALL= FAIL= LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
 	  MAKEFLAGS= scripts/test.sh $(SPEC)
 
-kit: $(KIT) $(HOST)  ## what the specs load and start
+kit: $(KIT) $(HOST) $(SHIM)  ## what the specs load and start
 
 lint: lint-lua lint-layers lint-sh lint-format lint-c lint-tidy  ## style, static checks, layers
 lint-lua:
@@ -205,6 +206,11 @@ $(B)/kit/%.so: spec/kit/%.c $(B)/libplua.a $(B)/flags
 $(B)/host/%: spec/host/%.c $(B)/libplua.a $(B)/flags
 	@mkdir -p $(@D)
 	$(made) $(COMPILE) -MMD -MP $(SANLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
+
+# Preloaded into programs, so without sanitizers.
+$(B)/preload/%.so: spec/preload/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O2 -g -fPIC -shared -o $@ $< -ldl
 
 -include $(OBJ:.o=.d) $(B)/core/main.d $(KIT:.so=.d) $(HOST:=.d)
 

@@ -164,10 +164,13 @@ static void futex_sleep(_Atomic uint32_t *word, uint32_t seen, int timeout_ms) {
   syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
 }
 
-void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms) {
+void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms, _Atomic uint32_t *sleeping) {
   atomic_fetch_add(&v->board->sleepers, 1);
+  atomic_store(sleeping, ASLEEP);
   if (atomic_load(&v->board->bell) == bell) futex_sleep(&v->board->bell, bell, timeout_ms);
+  atomic_store(sleeping, WAKING);
   atomic_fetch_sub(&v->board->sleepers, 1);
+  atomic_store(sleeping, AWAKE);
 }
 
 /* A hold lasts for microseconds, or until the owner kills this process. */

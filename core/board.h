@@ -101,8 +101,11 @@ void board_advance(struct board_view *v);
 /* Worker: takes the first ready batch in dispatch order, the urgent lane first. from[] is the
    worker's own memory of how far nothing is ready. Its index, or -1; *seq is its number. */
 int board_take(struct board_view *v, uint64_t from[LANES], uint32_t me, uint32_t *seq);
+/* What a worker says of its sleep in a word of its own, so that its death leaves no doubt: the
+   count of sleepers may be too high, which costs a system call, but never too low. */
+enum { AWAKE, DROWSY, ASLEEP, WAKING }; /* ASLEEP: surely counted */
 /* Worker: sleeps until the owner posts or 'timeout_ms' pass; 'bell' was read before looking. */
-void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms);
+void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms, _Atomic uint32_t *sleeping);
 /* Whether the slot's fields are those that were posted under seq. */
 uint64_t slot_check(const struct slot *s, uint32_t seq);
 

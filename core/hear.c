@@ -182,7 +182,7 @@ static int tell_garbage(struct local *l, struct link_event *e) {
 
 static void forget_peer(struct local *l, struct peer *p) {
   struct slice *s = p->slice;
-  if (atomic_load(&s->sleeping)) atomic_fetch_sub(&l->team.view.board->sleepers, 1);
+  if (atomic_load(&s->sleeping) == ASLEEP) atomic_fetch_sub(&l->team.view.board->sleepers, 1);
   if (p->spilled || p->signal)
     fallocate(l->team.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
               (off_t)team_spill(&l->team, (unsigned)(p - l->peer)), (off_t)l->team.spill_len);
@@ -253,7 +253,8 @@ bool hear_ready(const struct local *l, enum link_wait how) {
     if (p->broken) continue;
     uint64_t tail = atomic_load_explicit(&p->slice->ring.tail, memory_order_acquire);
     if (tail == p->ring.head) continue;
-    bool rests = atomic_load(&p->slice->sleeping);
+    uint32_t sleep = atomic_load(&p->slice->sleeping);
+    bool rests = sleep == DROWSY || sleep == ASLEEP;
     if (how == LINK_ANY || rests || tail - p->ring.head >= p->ring.size / 2) return true;
   }
   return false;

@@ -145,13 +145,13 @@ PLUA_API int plua_open(plua_pool **out, const plua_options *options, const plua_
    needs to end a killed process. NULL is fine. In another process: frees only this copy. */
 PLUA_API void plua_close(plua_pool *pool);
 
-/* Forks the workers that are missing. For a caller who has something to do before a fork (flush
-   its files, collect garbage): do it, then call this. Answers how many were started; fewer than
+/* Forks the workers that are missing. Call fflush(NULL) first: workers flush stdio when they leave,
+   so what lies in your buffers would be written twice. Answers how many were started; fewer than
    missing is not an error as long as one lives (PLUA_SHORT in the event that follows says why).
    Does not return in the child. PLUA_ETHREADS when the process has other threads. */
 PLUA_API int plua_fork(plua_pool *pool);
 
-/* From now on 'workers' processes. Extra ones leave when idle; missing ones ask for a fork. */
+/* From now on 'workers' processes: at least 1, at most 256 or twice what the pool was opened with. Extra ones leave when idle; missing ones ask for a fork. */
 PLUA_API int plua_resize(plua_pool *pool, int workers);
 
 /* Takes no more jobs. Workers run what was submitted, then leave in peace (tasks.leave); when the

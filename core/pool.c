@@ -60,7 +60,9 @@ int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *ta
   if (!out || !options || !tasks || !options->size || !tasks->size) return PLUA_EARG;
   memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
   memcpy(&t, tasks, tasks->size < sizeof t ? tasks->size : sizeof t);
-  if (o.workers < 1 || o.workers > WORKERS_MAX || !t.run || o.slots > SLOTS_MAX) return PLUA_EARG;
+  if ((o.flags & ~(unsigned)(PLUA_KEEP_FDS | PLUA_SPARE)) || o.workers < 1 ||
+      o.workers > WORKERS_MAX || !t.run || o.slots > SLOTS_MAX)
+    return PLUA_EARG;
   if (!o.slots) o.slots = default_slots((unsigned)o.workers);
   plua_pool *p = calloc(1, sizeof *p);
   if (!p) return -ENOMEM;
@@ -172,10 +174,11 @@ static void time_job(plua_pool *p, int64_t timeout_ns) {
 int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   OWNED(p);
   plua_job o = {0};
-  if (!job || !job->size || !id) return PLUA_EARG;
+  if (!job || !job->size || !id)
+    return pool_say(p, PLUA_EARG, "plua_submit: no job, no size or no place for its number");
   memcpy(&o, job, job->size < sizeof o ? job->size : sizeof o);
-  if (o.timeout_ns < 0) return PLUA_EARG;
-  if (p->closing) return PLUA_ECLOSED;
+  if (o.timeout_ns < 0) return pool_say(p, PLUA_EARG, "plua_submit: a timeout is not negative");
+  if (p->closing) return pool_say(p, PLUA_ECLOSED, "plua_submit: the pool was shut down");
   if (p->failed) return p->failed;
   if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");
   uint64_t new;
@@ -205,10 +208,16 @@ static struct pool_job *open_job(plua_pool *p, uint64_t id) {
   return j && !j->forgotten ? j : NULL;
 }
 
+static int no_job(plua_pool *p, uint64_t id) {
+  return pool_say(p, PLUA_EARG, "there is no job %llu, or it was forgotten",
+                  (unsigned long long)id);
+}
+
 int plua_extend(plua_pool *p, uint64_t id, uint64_t count) {
   OWNED(p);
   struct pool_job *j = open_job(p, id);
-  if (!j || j->places.count) return PLUA_EARG;
+  if (!j) return no_job(p, id);
+  if (j->places.count) return pool_say(p, PLUA_EARG, "plua_extend: the job's items have payloads");
   int err = sched_add(p->sched, id, count);
   if (err) return err;
   j->positions |= count > 0;
@@ -219,7 +228,9 @@ int plua_extend(plua_pool *p, uint64_t id, uint64_t count) {
 int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
   OWNED(p);
   const struct pool_job *j = open_job(p, id);
-  if (!j || j->positions || p->put_job) return PLUA_EARG;
+  if (!j) return no_job(p, id);
+  if (j->positions) return pool_say(p, PLUA_EARG, "plua_put: the job's items have no payloads");
+  if (p->put_job) return pool_say(p, PLUA_EARG, "plua_put: an item is being put already");
   int err = store_begin(p->store, id, out);
   if (!err) p->put_job = id;
   return err;
@@ -228,7 +239,7 @@ int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
 /* All that can fail is done before the payload is kept, so an item is added whole or not at all. */
 static int put_item(plua_pool *p) {
   struct pool_job *j = open_job(p, p->put_job);
-  if (!j) return PLUA_EARG;
+  if (!j) return pool_say(p, PLUA_EARG, "no item is being put");
   uint64_t off, len;
   bool follows;
   int err = places_prepare(&j->places);
@@ -351,7 +362,8 @@ static void free_withdrawn(plua_pool *p, struct pool_job *j, uint64_t first, uin
 int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, int how) {
   OWNED(p);
   struct pool_job *j = open_job(p, id);
-  if (!j || !count) return PLUA_EARG;
+  if (!j) return no_job(p, id);
+  if (!count) return pool_say(p, PLUA_EARG, "plua_cancel: a range of no items");
   uint64_t end = count > UINT64_MAX - first ? UINT64_MAX : first + count;
   if (count == 1 &&
       grow((void **)&p->cancelled, &p->cancel_cap, p->cancels + 1, sizeof *p->cancelled) < 0)
@@ -368,7 +380,7 @@ int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, i
 int plua_forget(plua_pool *p, uint64_t id) {
   OWNED(p);
   struct pool_job *j = open_job(p, id);
-  if (!j) return PLUA_EARG;
+  if (!j) return no_job(p, id);
   recall(p, id, 0, UINT64_MAX);
   int err = sched_forget(p->sched, id);
   if (err) return err;

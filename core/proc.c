@@ -69,7 +69,7 @@ int proc_fork(struct proc *p) {
 int proc_fork_sibling(_Atomic int32_t *pid) {
   long r = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID | SIGCHLD, NULL, (int *)pid, NULL,
                    NULL);
-  return r < 0 ? -errno : r > 0;
+  return r < 0 ? -errno : (int)r;
 }
 
 int proc_signal(const struct proc *p, int sig) {

@@ -27,7 +27,8 @@ int proc_threads(void);
 /* Forks. 1 in the caller, 0 in the child, or a negated errno. */
 int proc_fork(struct proc *p);
 /* In a process whose sibling is to be made: forks a child of this process's own parent. Its pid is
-   stored in *pid, shared memory, before it runs. 1, 0 in the new process, or a negated errno. */
+   stored in *pid, shared memory, before it runs. The pid, 0 in the new process, or a negated errno.
+ */
 int proc_fork_sibling(_Atomic int32_t *pid);
 /* Opens the pidfd of a child that was started by proc_fork_sibling. 0, or a negated errno and the
    child is gone. */

@@ -257,10 +257,10 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
 static bool idle(struct server *s, uint32_t bell) {
   struct board *b = s->team->view.board;
   if (atomic_load(&b->closed) || atomic_load(&s->slice->retire) || s->deaf) return false;
-  atomic_store(&s->slice->sleeping, 1); /* before the bell: an owner that missed it sees this */
+  atomic_store(&s->slice->sleeping,
+               DROWSY); /* before the bell: an owner that missed it sees this */
   doorbell(s);
-  board_sleep(&s->team->view, bell, IDLE_MS);
-  atomic_store(&s->slice->sleeping, 0);
+  board_sleep(&s->team->view, bell, IDLE_MS, &s->slice->sleeping);
   return true;
 }
 

@@ -26,13 +26,22 @@ static uint64_t check(const struct team *t, uint32_t ask, uint32_t w) {
   return h ^ h >> 29;
 }
 
+/* The answer: again too, since an item may have overwritten it before the owner saw it. */
+static void answer(struct board *b, uint32_t done, int pid) {
+  atomic_store(&b->spare_pid, pid);
+  atomic_store(&b->spare_done, done);
+  futex_wake(&b->spare_done);
+}
+
 _Noreturn void spare_serve(struct team *t) {
   struct board *b = t->view.board;
   proc_child(t->owner, &t->signals);
   if (!(t->flags & PLUA_KEEP_FDS)) proc_close_others(t->bell_fd);
+  int pid = 0;
   for (uint32_t done = 0;;) {
     uint32_t ask = atomic_load(&b->spare_ask);
     if (ask == done) {
+      if (done && atomic_load(&b->spare_done) != done) answer(b, done, pid);
       futex_wait(&b->spare_ask, ask, 60000);
       continue;
     }
@@ -42,26 +51,29 @@ _Noreturn void spare_serve(struct team *t) {
       futex_wait(&b->spare_ask, ask, 10);
       continue;
     }
-    int r = proc_fork_sibling(&b->spare_pid);
-    if (r == 0) serve(t, w);
-    if (r < 0) atomic_store(&b->spare_pid, r);
+    pid = proc_fork_sibling(&b->spare_pid);
+    if (pid == 0) serve(t, w);
     done = ask;
-    atomic_store(&b->spare_done, done);
-    futex_wake(&b->spare_done);
+    answer(b, done, pid);
   }
+}
+
+static void request(struct team *t, uint32_t ask, unsigned w) {
+  struct board *b = t->view.board;
+  atomic_store(&b->spare_worker, (int32_t)w);
+  atomic_store(&b->spare_check, check(t, ask, w));
+  atomic_store(&b->spare_ask, ask);
+  futex_wake(&b->spare_ask);
 }
 
 pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
   struct board *b = t->view.board;
-  uint32_t ask = ++t->asks;
-  atomic_store(&b->spare_worker, (int32_t)w);
+  uint32_t ask = ++t->asks, done;
   atomic_store(&b->spare_pid, 0);
-  atomic_store(&b->spare_check, check(t, ask, w));
-  atomic_store(&b->spare_ask, ask);
-  futex_wake(&b->spare_ask);
-  uint32_t done;
-  for (int tries = 0; (done = atomic_load(&b->spare_done)) != ask && tries < 500; tries++) {
-    if (proc_ended(spare)) break; /* it died; see what it had done */
+  for (int tries = 0; tries < 500; tries++) {
+    request(t, ask, w);
+    done = atomic_load(&b->spare_done);
+    if (done == ask || proc_ended(spare)) break; /* it died: see what it had done */
     futex_wait(&b->spare_done, done, 10);
   }
   pid_t pid = atomic_load(&b->spare_pid);

@@ -15,7 +15,7 @@ struct slice {
   char pad0[56];
   _Atomic uint32_t retire;     /* owner: leave when idle */
   _Atomic uint32_t go;         /* owner: this process is watched and may begin */
-  _Atomic uint32_t sleeping;   /* worker: counted in board.sleepers */
+  _Atomic uint32_t sleeping;   /* worker: AWAKE, DROWSY, ASLEEP, WAKING (board.h) */
   _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
   _Atomic uint64_t
     interrupt; /* owner: seq and item + 1 (as a word) that shall end, before SIGURG */

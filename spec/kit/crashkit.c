@@ -183,8 +183,8 @@ static RAW void fill(volatile unsigned char *from, const volatile unsigned char 
   while (from < to) *from++ = (unsigned char)byte;
 }
 
-/* scribble(byte): overwrites every shared mapping that can be written, the first 4 MiB of each (plua's
-   are sparse and huge). Answers how many bytes. */
+/* scribble(byte): overwrites every shared mapping that can be written, the first 4 MiB of each
+   (plua's are sparse and huge). Answers how many bytes. */
 static int crash_scribble(lua_State *L) {
   int byte = (int)luaL_optinteger(L, 1, 0xff);
   enum { MAX = 4096 };

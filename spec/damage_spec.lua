@@ -1,0 +1,371 @@
+-- What plua bears from items and from init: closed descriptors, scribbled memory, forks, a start
+-- that fails; and what stays the parent's own though workers inherit it.
+-- SPDX-License-Identifier: MIT
+local helper <const> = require "spec.helper"
+local plua <const> = require "plua"
+local kit <const> = require "crashkit"
+
+local N <const>, BAD <const> = 40, 17
+
+local function numbers(n)
+  local list <const> = {}
+  for i = 1, n do list[i] = i end
+  return list
+end
+
+local function answers(pool)
+  local r <const> = pool:map(function(x) return x + 1 end, numbers(100))
+  for i = 1, 100 do assert.equal(i + 1, r[i]) end
+end
+
+describe("an item that does damage and goes on", function()
+  helper.guard()
+
+  it("may close all descriptors", function()
+    for from = 0, 4 do
+      local list = plua.map(function(i)
+        if i % 10 == 5 then kit.closeall(from) end
+        return i
+      end, numbers(N), { workers = 2 })
+      for i = 1, N do assert.equal(i, list[i]) end
+      local pool <close> = plua.pool { workers = 2 }
+      list = pool:map(function(i)
+        if i % 10 == 5 then kit.closeall(from) end
+        return i
+      end, numbers(N))
+      for i = 1, N do assert.equal(i, list[i]) end
+      answers(pool)
+    end
+  end)
+
+  it("may write garbage to all descriptors", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local data = {}
+      for i = 1, 40 do data[i] = i end
+      local function f(i) if i % 10 == 5 then kit.garbage(3, 1023, 65536) end return i end
+      local function check(r) for i = 1, 40 do assert(r[i] == i, i) end end
+      check(plua.map(f, data, { workers = 2 }))
+      local pool <close> = plua.pool { workers = 2 }
+      check(pool:map(f, data))
+      check(pool:map(function(i) return i end, data))
+      print("done")
+    ]]
+    local result <const> = helper.run(helper.plua .. " " .. script, { timeout = 20 })
+    assert.same({ "done\n", "", 0 }, { result.out, result.err, result.status })
+  end)
+
+  it("may overwrite all shared memory that it can reach", function()
+    for _, byte in ipairs { 0xff, 0, 0x7f } do
+      for _, retries in ipairs { 0, 1 } do
+        local path <const> = helper.tmp() .. "/runs"
+        local result <const> = helper.run(("%s %s %d %d %s"):format(helper.plua, helper.script [[
+          local plua, kit = require "plua", require "crashkit"
+          local byte, retries, path = math.tointeger(arg[1]), math.tointeger(arg[2]), arg[3]
+          local data = {}
+          for i = 1, 40 do data[i] = i end
+          local function f(i)
+            local file <close> = io.open(path, "a")
+            file:write(i, " ", kit.pid(), "\n")
+            file:flush()
+            if i == 17 then kit.scribble(byte) end
+            return i
+          end
+          -- What the guilty workers had published lay in the memory that they overwrote.
+          local function check(r)
+            local guilty, spoilt = {}, {}
+            for i, pid in io.open(path):read("a"):gmatch("(%d+) (%d+)") do
+              if i == "17" then guilty[pid] = true end
+            end
+            for i, pid in io.open(path):read("a"):gmatch("(%d+) (%d+)") do
+              if guilty[pid] then spoilt[tonumber(i)] = true end
+            end
+            os.remove(path)
+            assert(r.n == 40 and spoilt[17])
+            for i = 1, 40 do
+              assert(spoilt[i] and r[i] ~= nil or r[i] == i, i .. ": " .. tostring(r[i]))
+              assert(not plua.iserror(r[i]) or r[i].index == i)
+            end
+          end
+          for _ = 1, 10 do
+            check(plua.map(f, data, { workers = 3, on_error = "collect", retries = retries }))
+          end
+          local pool <close> = plua.pool { workers = 3, retries = retries }
+          for _ = 1, 5 do check(pool:map(f, data, { on_error = "collect" })) end
+          local r = pool:map(function(i) return -i end, data)
+          for i = 1, 40 do assert(r[i] == -i) end
+          print("done")
+        ]], byte, retries, path), { timeout = 20 })
+        assert.same({ "done\n", 0 }, { result.out, result.status },
+          ("byte %d, retries %d: %s"):format(byte, retries, result.err))
+      end
+    end
+  end)
+
+  it("may fork, both copies going on", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local data = {}
+      for i = 1, 20 do data[i] = i end
+      local function f(i) kit.fork() return i end
+      local function check(r) assert(r.n == 20) for i = 1, 20 do assert(r[i] == i, i) end end
+      for _ = 1, 5 do check(plua.map(f, data, { workers = 2 })) end
+      local n = 0
+      for i, r in plua.imap_unordered(f, data, { workers = 2 }) do
+        assert(i == r)
+        n = n + 1
+      end
+      assert(n == 20)
+      local pool <close> = plua.pool { workers = 2 }
+      check(pool:map(f, data))
+      assert(pool:apply(function() kit.fork() return 7 end) == 7)
+      check(pool:map(function(i) return i end, data))
+      print("done")
+    ]]
+    local result <const> = helper.run(helper.plua .. " " .. script, { timeout = 20 })
+    assert.same({ "done\n", "", 0 }, { result.out, result.err, result.status })
+  end)
+
+  it("may leave a child behind, which delays nothing", function()
+    for _, away in ipairs { false, true } do
+      local start <const> = kit.now()
+      local list <const> = plua.map(function(i)
+        return i % 10 == 5 and kit.forkleak(30, away) or i
+      end, numbers(N), { workers = 2 })
+      for i = 1, N do
+        if i % 10 == 5 then
+          assert(helper.alive(list[i]))
+          kit.kill(list[i], 9)
+        else
+          assert.equal(i, list[i])
+        end
+      end
+      local pool <close> = plua.pool { workers = 2 }
+      local pid <const> = pool:apply(kit.forkleak, 30, away)
+      pool:close()
+      assert(pool:join(5))
+      kit.kill(pid, 9)
+      assert(kit.now() - start < 5)
+    end
+  end)
+
+  it("may start a thread, or take all signals away", function()
+    local list <const> = plua.map(function(i)
+      if i == BAD then kit.thread() end
+      if i == BAD + 1 then kit.blocksigs() end
+      if i == BAD + 2 then kit.ignsigs() end
+      return i
+    end, numbers(N), { workers = 2 })
+    for i = 1, N do assert.equal(i, list[i]) end
+  end)
+
+  it("may be stopped and continued, uncharged", function()
+    local list <const> = plua.map(function(i)
+      if i == BAD then
+        os.execute(([[(until grep -q '^State:.T' /proc/%d/status; do :; done; kill -CONT %d) &]])
+          :format(kit.pid(), kit.pid()))
+        kit.raise(19)
+      end
+      return { i, plua.worker().attempt }
+    end, numbers(N), { workers = 2 })
+    for i = 1, N do assert.same({ i, 1 }, list[i]) end
+  end)
+end)
+
+describe("a worker that cannot start", function()
+  helper.guard()
+
+  local function fails(open, kind)
+    local fine <const>, err <const> = pcall(open)
+    assert.is_false(fine)
+    assert(plua.iserror(err), tostring(err))
+    assert.equal(kind or "init", err.kind)
+    return tostring(err)
+  end
+
+  local function starts(init)
+    return function() plua.map(tostring, numbers(N), { workers = 2, init = init }) end,
+      function()
+        local pool <close> = plua.pool { workers = 2, init = init }
+        pool:map(function(x) return x end, numbers(N))
+      end,
+      function()
+        local pool <close> = plua.pool { workers = 2, init = init }
+        pool:apply(function() return 1 end)
+      end,
+      function()
+        for _ in plua.imap(tostring, numbers(N), { workers = 2, init = init }) do kit.pid() end
+      end
+  end
+
+  it("because init raises, says so with init's own message", function()
+    for _, open in ipairs { starts(function() error("no licence") end) } do
+      local text <const> = fails(open)
+      local _, times <const> = text:gsub("no licence", "")
+      assert.equal(1, times, text)
+      assert(text:find("damage_spec.lua:%d+:"), text)
+    end
+  end)
+
+  it("because init dies, says how, after a few tries", function()
+    for death, what in pairs { SIGSEGV = kit.segv, SIGKILL = function() kit.raise(9) end } do
+      for _, open in ipairs { starts(what) } do
+        local text <const> = fails(open)
+        assert(text:find(death, 1, true), text)
+      end
+    end
+  end)
+
+  it("because init exits, says with which status", function()
+    for _, exit in ipairs { function() os.exit(3) end, function() kit._exit(3) end } do
+      for _, open in ipairs { starts(exit) } do
+        local text <const> = fails(open)
+        assert(text:find("status 3", 1, true), text)
+      end
+    end
+  end)
+
+  it("ends the command with one message and a status that is not 0", function()
+    for _, init in ipairs { [[error "no licence"]], [[require "crashkit".segv()]] } do
+      local script <const> = helper.script(([[
+        local plua = require "plua"
+        plua.map(tostring, {1, 2, 3}, { workers = 2, init = function() %s end })
+      ]]):format(init))
+      local result <const> = helper.run(helper.plua .. " " .. script, { timeout = 10 })
+      assert(result.status == 1 or result.status == 2, result.status)
+      local _, times <const> = result.err:gsub("init:", "")
+      assert.equal(1, times, result.err)
+    end
+  end)
+
+  it("does not matter where init fails in a replacement only once", function()
+    local path <const> = helper.tmp() .. "/starts"
+    local list <const> = plua.map(function(i)
+      if i == BAD then kit.segv() end
+      return i
+    end, numbers(N), { workers = 2, on_error = "collect", retries = 0, init = function()
+      local file <close> = assert(io.open(path, "a+"))
+      local before <const> = #file:read("a")
+      file:write("x")
+      file:close()
+      if before == 2 then kit.raise(9) end
+    end })
+    for i = 1, N do assert(i == BAD or list[i] == i) end
+    assert.same({ "crash", "SIGSEGV" }, { list[BAD].kind, list[BAD].signal })
+  end)
+end)
+
+describe("what the parent holds at the fork", function()
+  helper.guard()
+
+  it("stdin is its own: workers find theirs empty", function()
+    local script <const> = helper.script [[
+      local plua = require "plua"
+      local first = io.read("L")
+      local seen = plua.map(function(i)
+        if i == 3 and plua.worker().attempt == 1 then require "crashkit".exit(0) end
+        return io.read("a") or "nil"
+      end, { 1, 2, 3, 4, 5, 6 }, { workers = 2 })
+      for i = 1, 6 do assert(seen[i] == "", seen[i]) end
+      io.write(first, io.read("a"))
+    ]]
+    local lines <const> = "one\ntwo\nthree\nfour\nfive\n"
+    local result <const> = helper.run(helper.plua .. " " .. script, { stdin = lines })
+    assert.same({ lines, "", 0 }, { result.out, result.err, result.status })
+  end)
+
+  it("the offset of stdin stays where it was", function()
+    local script <const> = helper.script [[
+      require "plua".map(function() return io.read("L") end, { 1, 2, 3, 4 }, { workers = 2 })
+    ]]
+    local lines <const> = "one\ntwo\nthree\nfour\nfive\n"
+    local result <const> = helper.run(("{ %s %s; cat; }"):format(helper.plua, script),
+      { stdin = lines })
+    assert.same({ lines, "" }, { result.out, result.err })
+  end)
+
+  for _, name in ipairs { "exit", "_exit", "quick_exit", "abort", "segv" } do
+    it("what stdio holds is written once, though items end by " .. name, function()
+      local dir <const> = helper.tmp()
+      local script <const> = helper.script(([[
+        local plua, kit = require "plua", require "crashkit"
+        local path = %q
+        kit.atexit(path .. "/exits")
+        io.stdout:setvbuf("full")
+        io.write("once\n")
+        local file = io.open(path .. "/file", "w")
+        file:setvbuf("full")
+        file:write("once\n")
+        plua.map(function(i)
+          file:flush()
+          io.flush()
+          if i == 2 then kit.%s() end
+        end, { 1, 2, 3 }, { workers = 2, on_error = "collect" })
+        local pool <close> = plua.pool { workers = 2 }
+        pool:map(function(i) if i == 2 then kit.%s() end end, { 1, 2, 3 }, { on_error = "collect" })
+        io.write("end\n")
+        file:write("end\n")
+      ]]):format(dir, name, name))
+      for _, program in ipairs { helper.plua, helper.lua } do
+        local result <const> = helper.run(program .. " " .. script)
+        assert.same({ "once\nend\n", 0 }, { result.out, result.status }, result.err)
+        assert.equal("once\nend\n", helper.read(dir .. "/file"))
+        assert.equal("ATEXIT-RAN\n", helper.read(dir .. "/exits"))
+        os.remove(dir .. "/exits")
+      end
+    end)
+  end
+
+  it("what items print is all there, also of workers that die later", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      io.stdout:setvbuf("full")
+      plua.map(function(i)
+        io.write("item ", i, "\n")
+        if i > 5 and plua.worker().attempt == 1 then os.exit(0) end
+      end, plua.range(1, 10), { workers = 2 })
+    ]]
+    local result <const> = helper.run(helper.plua .. " " .. script)
+    assert.equal(0, result.status, result.err)
+    for i = 1, 10 do
+      local _, times <const> = result.out:gsub("item " .. i .. "\n", "")
+      assert.equal(i > 5 and 2 or 1, times, result.out)
+    end
+  end)
+
+  it("objects are finalised once, by their owner", function()
+    local dir <const> = helper.tmp()
+    local script <const> = helper.script(([[
+      local plua, kit = require "plua", require "crashkit"
+      local path, me = %q, kit.pid()
+      local function watched(name)
+        return setmetatable({}, { __gc = function()
+          local file = io.open(path .. "/" .. name, "a")
+          file:write(kit.pid() == me and "owner\n" or "other\n")
+          file:close()
+        end })
+      end
+      collectgarbage("stop")
+      do local dead = watched("garbage") end -- luacheck: ignore
+      live = watched("live")
+      plua.map(function(i)
+        collectgarbage()
+        if i %% 10 == 5 then os.exit(0) end
+        if i %% 10 == 6 then kit.exit(0) end
+        return i
+      end, plua.range(1, 40), { workers = 2, on_error = "collect" })
+      do
+        local pool <close> = plua.pool { workers = 2 }
+        pool:map(function() collectgarbage() end, plua.range(1, 10))
+      end
+    ]]):format(dir))
+    for _, program in ipairs { helper.plua, helper.lua } do
+      local result <const> = helper.run(program .. " " .. script)
+      assert.same({ "", 0 }, { result.err, result.status })
+      assert.equal("owner\n", helper.read(dir .. "/garbage"))
+      assert.equal("owner\n", helper.read(dir .. "/live"))
+      os.remove(dir .. "/garbage")
+      os.remove(dir .. "/live")
+    end
+  end)
+end)
