@@ -299,8 +299,11 @@ static int64_t bounded(int64_t timeout_ns, int64_t limit) {
 static unsigned local_idle(struct link *link) {
   struct local *l = self(link);
   unsigned n = 0;
-  for (unsigned i = 0; i < l->lives; i++)
-    n += l->peer[l->live[i]].state == P_ALIVE && atomic_load(&l->peer[l->live[i]].slice->sleeping);
+  for (unsigned i = 0; i < l->lives; i++) {
+    const struct peer *p = &l->peer[l->live[i]];
+    uint32_t sleep = atomic_load(&p->slice->sleeping);
+    n += p->state == P_ALIVE && (sleep == DROWSY || sleep == ASLEEP);
+  }
   return n;
 }
 
@@ -336,7 +339,7 @@ void local_heal(struct local *l, bool anyway) {
   kill_stuck(l);
   if (!anyway && !spoilt(l)) return;
   for (unsigned i = 0; i < l->lives; i++)
-    sleepers += atomic_load(&l->peer[l->live[i]].slice->sleeping) == 1;
+    sleepers += atomic_load(&l->peer[l->live[i]].slice->sleeping) != AWAKE;
   board_heal(v, l->closed, sleepers);
   for (unsigned i = 0; i < v->slots; i++)
     if (l->posted[i].state == OUT_READY) board_list(v, i, l->posted[i].seq, l->posted[i].lane);

@@ -151,7 +151,8 @@ PLUA_API void plua_close(plua_pool *pool);
    Does not return in the child. PLUA_ETHREADS when the process has other threads. */
 PLUA_API int plua_fork(plua_pool *pool);
 
-/* From now on 'workers' processes: at least 1, at most 256 or twice what the pool was opened with. Extra ones leave when idle; missing ones ask for a fork. */
+/* From now on 'workers' processes: at least 1, at most 256 or twice what the pool was opened with,
+   whichever is more. Extra ones leave when idle; missing ones ask for a fork. */
 PLUA_API int plua_resize(plua_pool *pool, int workers);
 
 /* Takes no more jobs. Workers run what was submitted, then leave in peace (tasks.leave); when the
