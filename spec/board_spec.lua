@@ -1,0 +1,16 @@
+-- The board by itself: an owner and workers as threads of one process. SPDX-License-Identifier: MIT
+
+local helper <const> = require "spec.helper"
+
+describe("the board", function()
+  helper.guard()
+
+  it("lets each item be claimed once or come back once, whatever the owner does", function()
+    local items <const> = helper.san == "" and 2000000 or 300000
+    local result <const> = helper.run(("%s/host/board_threads %d"):format(helper.build, items),
+      { timeout = 120 })
+    assert.equal(0, result.status, result.err .. result.out)
+    assert.truthy(result.out:find("ok: %d+ items, %d+ claimed"), result.out)
+    assert.truthy(result.out:find("ok: order", 1, true), result.out)
+  end)
+end)

@@ -1,0 +1,384 @@
+/* host_jobs.c: what goes in and comes out: positions, payloads and replies of every size, jobs that
+   are extended, cancelled and forgotten. Knows plua.h only. SPDX-License-Identifier: MIT */
+#include "host.h"
+
+static volatile int *flag; /* shared with workers */
+
+static int cube(void *ctx, const plua_item *item, plua_out *out) {
+  uint64_t v = item->index * item->index * item->index;
+  (void)ctx;
+  return plua_write(out, &v, sizeof v);
+}
+
+static uint64_t number(const plua_event *e) {
+  uint64_t v;
+  CHECK_IS(e->len, sizeof v);
+  memcpy(&v, e->data, sizeof v);
+  return v;
+}
+
+static void expect_cube(struct drive *d, const plua_event *e) {
+  (void)d;
+  if (e->what == PLUA_RESULT) CHECK_IS(number(e), e->index * e->index * e->index);
+}
+
+static void cubes(void) {
+  for (int workers = 1; workers <= 5; workers += 2)
+    for (unsigned chunk = 0; chunk < 3; chunk++) {
+      struct drive d = {.on = expect_cube};
+      host_map(host_open(workers, cube), 20000, &d, (plua_job){.chunksize = chunk});
+      CHECK_IS(d.results, 20000);
+    }
+}
+
+static void two_pools(void) {
+  plua_pool *p[2] = {host_open(2, cube), host_open(1, cube)};
+  struct drive d[2];
+  for (int i = 0; i < 2; i++) {
+    drive_submit(&d[i], p[i], 3000, (plua_job){0});
+    d[i].on = expect_cube;
+  }
+  while (d[0].outcomes < 3000 || d[1].outcomes < 3000)
+    for (int i = 0; i < 2; i++)
+      if (!drive_step(&d[i]) && d[i].outcomes < 3000) CHECK(plua_wait(p[i], 1000000, 0) >= 0);
+  for (int i = 0; i < 2; i++) {
+    drive_end(&d[i]);
+    plua_close(p[i]);
+  }
+}
+
+/* Waits for outcomes of several jobs, which come by job number. */
+static void many_jobs(void) {
+  plua_pool *p = host_open(2, cube);
+  struct drive d[30];
+  for (uint64_t i = 0; i < 30; i++) {
+    drive_submit(&d[i], p, i, (plua_job){0});
+    for (uint64_t k = 0; k < i; k++) CHECK(d[k].job != d[i].job);
+  }
+  for (uint64_t left = 30 * 29 / 2; left;) {
+    plua_event e;
+    CHECK_IS(plua_next(p, &e), 0);
+    if (e.what == PLUA_FORK) CHECK_IS(plua_fork(p), 2);
+    if (e.what == PLUA_NOTHING) CHECK_IS(plua_wait(p, -1, 0), 1);
+    if (e.what != PLUA_RESULT) continue;
+    left--;
+    for (int i = 0; i < 30; i++)
+      if (d[i].job == e.job) drive_count(&d[i], &e);
+  }
+  for (uint64_t i = 0; i < 30; i++) {
+    CHECK_IS(d[i].results, i);
+    drive_end(&d[i]);
+    CHECK_IS(plua_forget(p, d[i].job), PLUA_EARG);
+  }
+  plua_close(p);
+}
+
+static void extend(void) {
+  struct drive d;
+  drive_submit(&d, host_open(2, cube), 0, (plua_job){0});
+  free(d.seen);
+  drive_init(&d, d.pool, 1000);
+  d.on = expect_cube;
+  CHECK_IS(plua_submit(d.pool, &(plua_job){.size = sizeof(plua_job)}, &d.job), 0);
+  for (int i = 0; i < 10; i++) {
+    CHECK_IS(plua_extend(d.pool, d.job, 100), 0);
+    drive_step(&d);
+  }
+  drive(&d);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+static unsigned char byte_at(uint64_t seed, size_t i) {
+  return (unsigned char)(seed * 31 + i * 7 + (i >> 12));
+}
+
+static void fill(unsigned char *p, size_t n, uint64_t seed) {
+  for (size_t i = 0; i < n; i++) p[i] = byte_at(seed, i);
+}
+
+static void check_fill(const unsigned char *p, size_t n, uint64_t seed) {
+  for (size_t i = 0; i < n; i++)
+    if (p[i] != byte_at(seed, i)) host_same(__FILE__, __LINE__, "a byte", (int64_t)i, -1);
+}
+
+static const size_t *sizes;
+
+/* Odd items write in small steps, even ones make room for all at once. */
+static int reply_of_size(void *ctx, const plua_item *item, plua_out *out) {
+  size_t n = sizes[item->index], step = item->index % 2 ? 1000 : n ? n : 1;
+  (void)ctx;
+  for (size_t i = 0; i < n; i += step) {
+    size_t part = n - i < step ? n - i : step;
+    int err = plua_room(out, part);
+    if (err) return err;
+    for (size_t k = 0; k < part; k++) out->at[k] = byte_at(item->index, i + k);
+    out->at += part;
+  }
+  return item->index % 3 == 2; /* every third is an error */
+}
+
+static void expect_size(struct drive *d, const plua_event *e) {
+  (void)d;
+  if (e->what == PLUA_LOST) fprintf(stderr, "item %d: %s\n", (int)e->index, plua_strerror(e->code));
+  CHECK(e->what != PLUA_LOST);
+  if (e->what != PLUA_RESULT) return;
+  CHECK_IS(e->failed, e->index % 3 == 2);
+  CHECK_IS(e->len, sizes[e->index]);
+  check_fill(e->data, e->len, e->index);
+}
+
+static void replies(const size_t *list, uint64_t n, size_t ring, int workers) {
+  struct drive d = {.on = expect_size};
+  plua_options o = {.ring = ring};
+  plua_tasks t = {.size = sizeof t, .run = reply_of_size};
+  sizes = list;
+  host_map(host_open_with(workers, &o, &t), n, &d, (plua_job){0});
+}
+
+/* Around every bound of a ring: its half, its quarter, its whole. */
+static void result_sizes(void) {
+  static size_t list[400];
+  for (size_t ring = 256; ring <= 65536; ring *= 4) {
+    size_t n = 0;
+    for (size_t part = ring * 2; part >= ring / 8; part /= 2)
+      for (int near = -24; near <= 8; near += 1) list[n++] = part + (size_t)near;
+    for (size_t small = 0; small < 40; small++) list[n++] = small;
+    for (size_t i = n; i-- > 1;) { /* mixed, the same way each time */
+      size_t k = (i * 7919 + 13) % (i + 1), was = list[i];
+      list[i] = list[k];
+      list[k] = was;
+    }
+    replies(list, n, ring, 2);
+  }
+}
+
+static void result_10mb(void) {
+  static const size_t list[] = {10 << 20, 1, 10 << 20, 10 << 20, 0, 3 << 20, 33 << 20, 40 << 20, 7};
+  replies(list, sizeof list / sizeof *list, 0, 2);
+  replies(list, sizeof list / sizeof *list, 256, 1);
+}
+
+static void result_100mb(void) {
+  static const size_t list[] = {100 << 20, 100 << 20, 1};
+  replies(list, 3, 0, 1);
+}
+
+/* Where the address space is limited, workers' areas are small: results that fit must still pass,
+   one that never can is an outcome, not the end. */
+static void result_small_area(void) {
+  static size_t list[40];
+  struct rlimit was, small = {(rlim_t)3 << 30, (rlim_t)3 << 30};
+  getrlimit(RLIMIT_AS, &was);
+  small.rlim_max = was.rlim_max;
+  for (size_t i = 0; i < 40; i++) list[i] = 700000;
+  CHECK_IS(setrlimit(RLIMIT_AS, &small), 0);
+  replies(list, 40, 0, 1);
+  setrlimit(RLIMIT_AS, &was);
+}
+
+/* ---- payloads -------------------------------------------------------------------------------- */
+
+static int echo(void *ctx, const plua_item *item, plua_out *out) {
+  (void)ctx;
+  if (item->call_len != 5 || memcmp(item->call, "call!", 5) != 0) return 1;
+  if (!item->data) return 2;
+  check_fill(item->data, item->len, item->index);
+  return plua_write(out, item->data, item->len);
+}
+
+static void expect_echo(struct drive *d, const plua_event *e) {
+  size_t n = 0;
+  if (e->what != PLUA_RESULT) return;
+  CHECK_IS(e->failed, 0);
+  CHECK_IS(e->len, sizes[e->index]);
+  check_fill(e->data, e->len, e->index);
+  CHECK(plua_payload(d->pool, e->job, e->index, &n) != NULL);
+  CHECK_IS(n, e->len);
+}
+
+static void put_sizes(struct drive *d) {
+  unsigned char *bytes = malloc((size_t)101 << 20);
+  CHECK(bytes != NULL);
+  for (uint64_t i = 0; i < d->n; i++) {
+    fill(bytes, sizes[i], i);
+    drive_put(d, bytes, sizes[i]);
+    drive_step(d);
+  }
+  free(bytes);
+}
+
+static void payloads(const size_t *list, uint64_t n, unsigned chunk) {
+  struct drive d;
+  plua_pool *p = host_open(2, echo);
+  plua_job job = {.size = sizeof job, .call = "call!", .call_len = 5, .chunksize = chunk};
+  sizes = list;
+  drive_init(&d, p, n);
+  d.on = expect_echo;
+  CHECK_IS(plua_submit(p, &job, &d.job), 0);
+  put_sizes(&d);
+  drive(&d);
+  CHECK_IS(d.results, n);
+  drive_end(&d);
+  CHECK(host_pool_bytes() < 200 << 20);
+  plua_close(p);
+}
+
+static void payload_sizes(void) {
+  static const size_t list[] = {0,
+                                1,
+                                7,
+                                8,
+                                9,
+                                10 << 20,
+                                63,
+                                64,
+                                65,
+                                4096,
+                                (1 << 20) - 8,
+                                1 << 20,
+                                (1 << 20) + 1,
+                                2 << 20,
+                                0,
+                                100 << 20,
+                                3,
+                                (1 << 20) - 7,
+                                5};
+  static size_t small[3000];
+  for (size_t i = 0; i < 3000; i++) small[i] = i * 7919 % 900;
+  payloads(list, sizeof list / sizeof *list, 0);
+  payloads(small, 3000, 0);
+  payloads(small, 3000, 1);
+  payloads(small, 3000, 64);
+}
+
+/* Payload memory is given back as outcomes are released, not at the end of the job. */
+static void payload_memory(void) {
+  static size_t list[600];
+  struct drive d;
+  plua_pool *p = host_open(2, echo);
+  plua_job job = {.size = sizeof job, .call = "call!", .call_len = 5};
+  for (size_t i = 0; i < 600; i++) list[i] = 1 << 20;
+  sizes = list;
+  drive_init(&d, p, 600);
+  d.on = expect_echo;
+  CHECK_IS(plua_submit(p, &job, &d.job), 0);
+  unsigned char *bytes = malloc(1 << 20);
+  CHECK(bytes != NULL);
+  for (uint64_t i = 0; i < 600; i++) {
+    fill(bytes, 1 << 20, i);
+    drive_put(&d, bytes, 1 << 20);
+    while (i > d.outcomes + 8)
+      if (!drive_step(&d)) CHECK(plua_wait(p, -1, 0) != 0);
+  }
+  drive(&d);
+  CHECK(host_pool_bytes() < 150 << 20);
+  free(bytes);
+  drive_end(&d);
+  plua_close(p);
+}
+
+/* A job has positions or payloads: an item never gets its neighbour's. */
+static void put_on_positions(void) {
+  struct drive d;
+  plua_out *out;
+  drive_submit(&d, host_open(1, cube), 3, (plua_job){0});
+  CHECK_IS(plua_put(d.pool, d.job, &out), PLUA_EARG);
+  drive_end(&d);
+  drive_submit(&d, d.pool, 0, (plua_job){0});
+  CHECK_IS(plua_extend(d.pool, d.job, 1), 0);
+  CHECK_IS(plua_put(d.pool, d.job, &out), PLUA_EARG);
+  drive_end(&d);
+  drive_submit(&d, d.pool, 0, (plua_job){0});
+  drive_put(&d, "x", 1);
+  CHECK_IS(plua_extend(d.pool, d.job, 1), PLUA_EARG);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
+static void put_drop(void) {
+  static const size_t list[] = {10, 20, 30};
+  struct drive d;
+  plua_out *out;
+  uint64_t other;
+  plua_pool *p = host_open(1, echo);
+  plua_job job = {.size = sizeof job, .call = "call!", .call_len = 5, .chunksize = 3};
+  unsigned char bytes[32];
+  sizes = list;
+  drive_init(&d, p, 3);
+  d.on = expect_echo;
+  CHECK_IS(plua_submit(p, &job, &d.job), 0);
+  CHECK_IS(plua_put_end(p), PLUA_EARG);
+  for (uint64_t i = 0; i < 3; i++) {
+    CHECK_IS(plua_put(p, d.job, &out), 0);
+    CHECK_IS(plua_write(out, "forgotten", 9), 0);
+    CHECK_IS(plua_put(p, d.job, &out), PLUA_EARG);
+    CHECK_IS(plua_submit(p, &job, &other), PLUA_EARG);
+    plua_put_drop(p);
+    fill(bytes, list[i], i);
+    drive_put(&d, bytes, list[i]);
+  }
+  drive(&d);
+  drive_end(&d);
+  plua_close(p);
+}
+
+/* ---- forgetting ------------------------------------------------------------------------------ */
+
+static int echo_slowly(void *ctx, const plua_item *item, plua_out *out) {
+  flag[0]++;
+  if (item->index == 0) poll(NULL, 0, 5);
+  return cube(ctx, item, out);
+}
+
+/* Forgotten in the middle: no event of it comes any more, its memory goes, another job runs. */
+static void forget(void) {
+  flag = host_shared(4096);
+  plua_pool *p = host_open(2, echo_slowly);
+  unsigned char *bytes = calloc(1, 100000);
+  CHECK(bytes != NULL);
+  for (int round = 0; round < 100; round++) {
+    struct drive d, next;
+    drive_submit(&d, p, 0, (plua_job){.call = bytes, .call_len = 1000, .chunksize = 4});
+    free(d.seen);
+    uint64_t job = d.job;
+    drive_init(&d, p, 400);
+    d.job = job;
+    int before = *flag;
+    for (int i = 0; i < 400; i++) drive_put(&d, bytes, 10000);
+    drive_until(&d, flag, before + 1 + round % 50);
+    drive_end(&d);
+    drive_submit(&next, p, 20, (plua_job){0});
+    drive(&next);
+    drive_end(&next);
+  }
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(p, &s), 0);
+  CHECK_IS(s.submitted, s.done);
+  CHECK(host_pool_bytes() < 64 << 20);
+  free(bytes);
+  plua_close(p);
+  host_shared_free((void *)(uintptr_t)flag, 4096);
+}
+
+int main(int argc, char **argv) {
+  static const struct host_case cases[] = {
+    {"cubes", cubes},
+    {"two_pools", two_pools},
+    {"many_jobs", many_jobs},
+    {"extend", extend},
+    {"result_sizes", result_sizes},
+    {"result_10mb", result_10mb},
+    {"result_100mb", result_100mb},
+    {"result_small_area", result_small_area},
+    {"payload_sizes", payload_sizes},
+    {"payload_memory", payload_memory},
+    {"put_on_positions", put_on_positions},
+    {"put_drop", put_drop},
+    {"forget", forget},
+    {NULL, NULL},
+  };
+  return host_main(argc, argv, cases);
+}

@@ -1,0 +1,468 @@
+/* host_pool.c: the life of pools: opening, forking, resizing, shutting down, failing at boot, and
+   what a host finds unchanged afterwards. Knows plua.h only. SPDX-License-Identifier: MIT */
+#include "host.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+static int cube(void *ctx, const plua_item *item, plua_out *out) {
+  uint64_t v = item->index * item->index * item->index;
+  (void)ctx;
+  return plua_write(out, &v, sizeof v);
+}
+
+static void map_some(plua_pool *p, uint64_t n) {
+  struct drive d;
+  drive_submit(&d, p, n, (plua_job){0});
+  drive(&d);
+  CHECK_IS(d.results, n);
+  drive_end(&d);
+}
+
+static bool has_text(const plua_pool *p, const char *part) {
+  return strstr(plua_message(p), part) != NULL;
+}
+
+/* ---- what is refused ------------------------------------------------------------------------- */
+
+static void bad_arguments(void) {
+  plua_pool *none = NULL, *p;
+  plua_tasks t = {.size = sizeof t, .run = cube}, no_run = {.size = sizeof no_run};
+  plua_options o = {.size = sizeof o, .workers = 2}, many = {.size = sizeof many, .workers = 65001};
+  plua_options zero = {.size = sizeof zero};
+  CHECK_IS(plua_open(NULL, &o, &t), PLUA_EARG);
+  CHECK_IS(plua_open(&none, NULL, &t), PLUA_EARG);
+  CHECK_IS(plua_open(&none, &o, NULL), PLUA_EARG);
+  CHECK_IS(plua_open(&none, &o, &no_run), PLUA_EARG);
+  CHECK_IS(plua_open(&none, &zero, &t), PLUA_EARG);
+  CHECK_IS(plua_open(&none, &many, &t), PLUA_EARG);
+  CHECK(none == NULL);
+  CHECK_IS(plua_open(&p, &o, &t), 0);
+  uint64_t id = 77;
+  plua_out *out;
+  plua_stats s = {0};
+  CHECK_IS(plua_submit(p, NULL, &id), PLUA_EARG);
+  CHECK_IS(plua_submit(p, &(plua_job){.size = sizeof(plua_job)}, NULL), PLUA_EARG);
+  CHECK_IS(plua_extend(p, 77, 1), PLUA_EARG);
+  CHECK_IS(plua_put(p, 77, &out), PLUA_EARG);
+  CHECK_IS(plua_put_end(p), PLUA_EARG);
+  CHECK_IS(plua_cancel(p, 77, 0, 1, 0), PLUA_EARG);
+  CHECK_IS(plua_forget(p, 77), PLUA_EARG);
+  CHECK_IS(plua_stats_get(p, &s), PLUA_EARG);
+  CHECK_IS(plua_resize(p, 0), PLUA_EARG);
+  CHECK(has_text(p, "not 0"));
+  CHECK(plua_payload(p, 77, 0, NULL) == NULL);
+  plua_put_drop(p);
+  plua_close(p);
+  plua_close(NULL);
+}
+
+static void strerrors(void) {
+  CHECK(strcmp(plua_strerror(PLUA_ECRASH), "worker died while running the item") == 0);
+  CHECK(strcmp(plua_strerror(-ENOMEM), strerror(ENOMEM)) == 0);
+  for (int code = -5000; code <= 5000; code++) CHECK(plua_strerror(code) && *plua_strerror(code));
+}
+
+/* ---- another process ------------------------------------------------------------------------- */
+
+static void in_child(plua_pool *p, uint64_t job) {
+  plua_event e;
+  plua_stats s = {.size = sizeof s};
+  plua_out *out;
+  uint64_t id;
+  size_t n;
+  CHECK_IS(plua_next(p, &e), PLUA_EOWNER);
+  CHECK_IS(plua_wait(p, -1, 0), PLUA_EOWNER);
+  CHECK_IS(plua_fd(p), PLUA_EOWNER);
+  CHECK_IS(plua_dispatch(p), PLUA_EOWNER);
+  CHECK_IS(plua_fork(p), PLUA_EOWNER);
+  CHECK_IS(plua_resize(p, 3), PLUA_EOWNER);
+  CHECK_IS(plua_shutdown(p), PLUA_EOWNER);
+  CHECK_IS(plua_submit(p, &(plua_job){.size = sizeof(plua_job), .count = 1}, &id), PLUA_EOWNER);
+  CHECK_IS(plua_extend(p, job, 1), PLUA_EOWNER);
+  CHECK_IS(plua_put(p, job, &out), PLUA_EOWNER);
+  CHECK_IS(plua_put_end(p), PLUA_EOWNER);
+  CHECK_IS(plua_cancel(p, job, 0, 1, PLUA_KILL), PLUA_EOWNER);
+  CHECK_IS(plua_forget(p, job), PLUA_EOWNER);
+  CHECK_IS(plua_stats_get(p, &s), PLUA_EOWNER);
+  CHECK(plua_payload(p, job, 0, &n) == NULL);
+  plua_put_drop(p);
+  plua_close(p);
+  _exit(0);
+}
+
+/* A child that the host forks can neither use nor harm the pool. */
+static void inert_in_child(void) {
+  struct drive d;
+  drive_submit(&d, host_open(2, cube), 5000, (plua_job){.chunksize = 5});
+  for (int round = 0; round < 3; round++) {
+    pid_t pid = fork();
+    int status;
+    if (pid == 0) in_child(d.pool, d.job);
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    while (d.outcomes < 1000u * (unsigned)round)
+      if (!drive_step(&d)) plua_wait(d.pool, -1, 0);
+  }
+  drive(&d);
+  CHECK_IS(d.results, 5000);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
+/* ---- many pools ------------------------------------------------------------------------------ */
+
+/* A sanitizer keeps what was freed for a while. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { GROWN_MAX = 300000 };
+#else
+enum { GROWN_MAX = 512 };
+#endif
+
+static long resident_kb(void) {
+  long pages = 0, data = 0;
+  FILE *f = fopen("/proc/self/statm", "r");
+  CHECK(f && fscanf(f, "%*s %ld %*s %*s %*s %ld", &pages, &data) == 2);
+  fclose(f);
+  return pages * 4;
+}
+
+static void many_pools(void) {
+  long at_50 = 0;
+  for (int i = 0; i < 500; i++) {
+    plua_pool *p = host_open(2, cube);
+    if (i % 5) map_some(p, 50);
+    plua_close(p);
+    if (i == 50) at_50 = resident_kb();
+    if (i % 100 == 0) host_no_children();
+  }
+  long grown = resident_kb() - at_50;
+  fprintf(stderr, "grown by %ld kB\n", grown);
+  CHECK(grown < GROWN_MAX);
+}
+
+/* Closed while everything runs: nothing survives it. */
+static int forever(void *ctx, const plua_item *item, plua_out *out) {
+  (void)ctx;
+  (void)item;
+  (void)out;
+  while (pause()) continue;
+  return 0;
+}
+
+static void close_in_full_run(void) {
+  for (int i = 0; i < 20; i++) {
+    struct drive d;
+    drive_submit(&d, host_open(3, i % 2 ? forever : cube), 100000, (plua_job){.chunksize = 1});
+    for (int k = 0; k < i; k++)
+      if (!drive_step(&d)) plua_wait(d.pool, 100000, 0);
+    free(d.seen);
+    plua_close(d.pool);
+    host_no_children();
+  }
+}
+
+/* ---- boot ------------------------------------------------------------------------------------ */
+
+static int refuse(void *ctx, const plua_self *self, plua_out *out) {
+  CHECK(self->worker == 1 && self->parent == getppid() && self->pid == getpid());
+  return plua_write(out, ctx, strlen(ctx)) ? 1 : 7;
+}
+
+static int die_at_boot(void *ctx, const plua_self *self, plua_out *out) {
+  (void)ctx;
+  (void)self;
+  (void)out;
+  raise(SIGSEGV);
+  return 0;
+}
+
+static void boot_event(const plua_tasks *t, plua_event *last, char *text) {
+  plua_options o = {0};
+  plua_pool *p = host_open_with(1, &o, t);
+  uint64_t id;
+  CHECK_IS(plua_submit(p, &(plua_job){.size = sizeof(plua_job), .count = 5}, &id), 0);
+  for (last->what = PLUA_NOTHING; last->what != PLUA_BOOT;) {
+    CHECK_IS(plua_next(p, last), 0);
+    if (last->what == PLUA_FORK) CHECK_IS(plua_fork(p), 1);
+    if (last->what == PLUA_NOTHING) CHECK_IS(plua_wait(p, -1, 0), 1);
+    CHECK(last->what != PLUA_LOST && last->what != PLUA_RESULT);
+  }
+  memcpy(text, last->data ? last->data : "", last->len);
+  text[last->len] = 0;
+  CHECK_IS(plua_submit(p, &(plua_job){.size = sizeof(plua_job), .count = 5}, &id), PLUA_EBOOT);
+  CHECK(*plua_message(p));
+  CHECK_IS(plua_fork(p), PLUA_EBOOT);
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(p, &s), 0);
+  CHECK_IS(s.started, last->failed ? 1 : 3);
+  plua_close(p);
+}
+
+static void boot_fails(void) {
+  plua_tasks t = {.size = sizeof t, .run = cube, .enter = refuse, .ctx = "no licence found"};
+  plua_event e;
+  char text[100];
+  boot_event(&t, &e, text);
+  CHECK_IS(e.failed, 1);
+  CHECK(strcmp(text, "no licence found") == 0);
+  CHECK_IS(e.worker, 1);
+}
+
+static void boot_dies(void) {
+  plua_tasks t = {.size = sizeof t, .run = cube, .enter = die_at_boot};
+  plua_event e;
+  char text[100];
+  boot_event(&t, &e, text);
+  CHECK_IS(e.failed, 0);
+  CHECK_IS(e.len, 0);
+  CHECK(e.data == NULL);
+  CHECK_IS(e.signal, SIGSEGV);
+}
+
+static void no_body(void *ctx, void (*body)(void *), void *arg) {
+  (void)ctx;
+  (void)body;
+  (void)arg;
+}
+
+static void guard_returns(void) {
+  plua_tasks t = {.size = sizeof t, .run = cube, .guard = no_body};
+  plua_event e;
+  char text[100];
+  boot_event(&t, &e, text);
+  CHECK_IS(e.signal, 0);
+  CHECK_IS(e.status, 70);
+}
+
+/* ---- shutdown -------------------------------------------------------------------------------- */
+
+static int complain(void *ctx, plua_out *out) {
+  (void)ctx;
+  return plua_write(out, "left a mess", 11) ? -1 : 1;
+}
+
+static void count_left(struct drive *d, const plua_event *e) {
+  if (e->what != PLUA_LEFT) return;
+  CHECK(e->len == 11 && memcmp(e->data, "left a mess", 11) == 0);
+  CHECK(e->worker > 0 && e->pid > 0);
+  ++*(int *)d->mine;
+}
+
+static void shutdown_with(plua_options o, int workers, uint64_t items) {
+  plua_tasks t = {.size = sizeof t, .run = cube, .leave = complain};
+  struct drive d;
+  int left = 0;
+  drive_submit(&d, host_open_with(workers, &o, &t), items, (plua_job){0});
+  d.on = count_left;
+  d.mine = &left;
+  if (items % 2) CHECK(drive_step(&d)); /* PLUA_FORK, before or after */
+  CHECK_IS(plua_shutdown(d.pool), 0);
+  uint64_t id;
+  CHECK_IS(plua_submit(d.pool, &(plua_job){.size = sizeof(plua_job), .count = 1}, &id),
+           PLUA_ECLOSED);
+  while (!d.ended)
+    if (!drive_step(&d)) CHECK(plua_wait(d.pool, -1, 0) != 0);
+  CHECK_IS(d.results, items);
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(d.pool, &s), 0);
+  CHECK_IS(s.alive, 0);
+  CHECK_IS(left, s.started);
+  if (!o.max_tasks && items) CHECK_IS(s.started, workers);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
+static void shutdown_pool(void) {
+  for (int workers = 1; workers < 4; workers++)
+    for (uint64_t items = 0; items < 2000; items = items * 5 + 1)
+      shutdown_with((plua_options){0}, workers, items);
+  shutdown_with((plua_options){.max_tasks = 10}, 2, 301);
+  shutdown_with((plua_options){.flags = PLUA_SPARE}, 2, 301);
+}
+
+static void max_tasks(void) {
+  plua_options o = {.max_tasks = 7};
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_pool *p = host_open_with(2, &o, &t);
+  map_some(p, 700);
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(p, &s), 0);
+  CHECK(s.started >= 100 && s.started <= 102);
+  CHECK_IS(s.crashed, 0);
+  plua_close(p);
+}
+
+/* ---- resizing -------------------------------------------------------------------------------- */
+
+static volatile _Atomic int *begun; /* shared: items begun; how many must be in hand at once */
+
+/* Waits until as many workers as there should be are here. */
+static int meet(void *ctx, const plua_item *item, plua_out *out) {
+  for (begun[0]++; begun[0] < begun[1];) poll(NULL, 0, 1);
+  return cube(ctx, item, out);
+}
+
+static void resize(void) {
+  static const int size[] = {2, 6, 1, 3, 3, 8, 2, 1, 4};
+  begun = host_shared(4096);
+  plua_options o = {.slots = 64}; /* so that all can be out at once */
+  plua_tasks t = {.size = sizeof t, .run = meet};
+  plua_pool *p = host_open_with(size[0], &o, &t);
+  for (int i = 0; i < 9; i++) {
+    struct drive d;
+    begun[0] = 0;
+    begun[1] = size[i];
+    CHECK_IS(plua_resize(p, size[i]), 0);
+    drive_submit(&d, p, 40, (plua_job){.chunksize = 1});
+    drive(&d);
+    drive_end(&d);
+    plua_stats s = {.size = sizeof s};
+    CHECK_IS(plua_stats_get(p, &s), 0);
+    CHECK_IS(s.workers, size[i]);
+  }
+  CHECK_IS(plua_resize(p, 1000000), PLUA_EARG);
+  CHECK(has_text(p, "1000000"));
+  plua_close(p);
+  host_shared_free((void *)(uintptr_t)begun, 4096);
+}
+
+static int nap(void *ctx, const plua_item *item, plua_out *out) {
+  poll(NULL, 0, 1);
+  return cube(ctx, item, out);
+}
+
+/* In the middle of a job, again and again. */
+static void resize_in_run(void) {
+  struct drive d;
+  drive_submit(&d, host_open(1, nap), 600, (plua_job){0});
+  for (unsigned i = 0; d.outcomes < d.n; i++) {
+    if (i % 13 == 0) CHECK_IS(plua_resize(d.pool, 1 + (int)(i * 7 % 5)), 0);
+    if (!drive_step(&d)) CHECK(plua_wait(d.pool, -1, 0) != 0);
+  }
+  CHECK_IS(d.results, 600);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
+/* ---- scarce and strange surroundings --------------------------------------------------------- */
+
+/* With 20 descriptors there is no room for 100 workers: fewer do the work, told once. */
+static void few_descriptors(void) {
+  struct rlimit was, few = {20, 20};
+  struct drive d;
+  getrlimit(RLIMIT_NOFILE, &was);
+  few.rlim_max = was.rlim_max;
+  CHECK_IS(setrlimit(RLIMIT_NOFILE, &few), 0);
+  drive_submit(&d, host_open(100, nap), 500, (plua_job){.chunksize = 1});
+  drive(&d);
+  CHECK_IS(d.results, 500);
+  CHECK_IS(d.shorts, 1);
+  CHECK(has_text(d.pool, strerror(EMFILE)));
+  drive_end(&d);
+  plua_close(d.pool);
+  CHECK_IS(setrlimit(RLIMIT_NOFILE, &was), 0);
+}
+
+static void no_descriptors(void) {
+  struct rlimit was, few;
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_options o = {.size = sizeof o, .workers = 2};
+  getrlimit(RLIMIT_NOFILE, &was);
+  for (rlim_t n = 3; n < 9; n++) {
+    plua_pool *p = NULL;
+    few = (struct rlimit){n, was.rlim_max};
+    CHECK_IS(setrlimit(RLIMIT_NOFILE, &few), 0);
+    int err = plua_open(&p, &o, &t);
+    if (!err) CHECK_IS(plua_fork(p) < 0 ? -EMFILE : 0, n < 7 ? -EMFILE : 0);
+    if (!err) plua_close(p);
+    if (err) CHECK_IS(err, -EMFILE);
+    CHECK_IS(setrlimit(RLIMIT_NOFILE, &was), 0);
+  }
+}
+
+/* A limit on the size of files is not meant for a pool's memory, and must not kill the host. */
+static void file_size_limit(void) {
+  struct rlimit was, little = {100000, 100000};
+  getrlimit(RLIMIT_FSIZE, &was);
+  little.rlim_max = was.rlim_max;
+  CHECK_IS(setrlimit(RLIMIT_FSIZE, &little), 0);
+  plua_pool *p = NULL;
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_options o = {.size = sizeof o, .workers = 2};
+  int err = plua_open(&p, &o, &t);
+  if (!err) map_some(p, 100);
+  plua_close(p);
+  CHECK_IS(setrlimit(RLIMIT_FSIZE, &was), 0);
+  CHECK_IS(err == -EFBIG ? 0 : err, 0);
+}
+
+static void *wait_for_it(void *go) {
+  while (!*(volatile int *)go) poll(NULL, 0, 1);
+  return NULL;
+}
+
+static void threads(void) {
+  static volatile int go;
+  pthread_t thread;
+  plua_pool *p = host_open(2, cube);
+  CHECK_IS(pthread_create(&thread, NULL, wait_for_it, (void *)(uintptr_t)&go), 0);
+  CHECK_IS(plua_fork(p), PLUA_ETHREADS);
+  CHECK(has_text(p, "threads"));
+  go = 1;
+  pthread_join(thread, NULL);
+  while (plua_fork(p) == PLUA_ETHREADS) poll(NULL, 0, 1); /* the kernel forgets it a little later */
+  map_some(p, 100);
+  plua_close(p);
+}
+
+/* Standard streams that are closed stay closed: no descriptor of a pool takes their place. */
+static void closed_stdio(void) {
+  for (int fd = 0; fd < 3; fd++) CHECK_IS(fcntl(fd, F_DUPFD, 100) >= 0 ? close(fd) : -1, 0);
+  plua_pool *p = host_open(2, cube);
+  CHECK(plua_fd(p) > 2);
+  map_some(p, 1000);
+  bool closed = fcntl(0, F_GETFD) < 0 && fcntl(1, F_GETFD) < 0 && fcntl(2, F_GETFD) < 0;
+  plua_close(p);
+  for (int fd = 0; fd < 3; fd++) CHECK_IS(dup2(100 + fd, fd) == fd ? close(100 + fd) : -1, 0);
+  CHECK(closed);
+}
+
+/* Signals, their handlers and the mask are as before. */
+static void signals_untouched(void) {
+  struct sigaction before[65], after;
+  sigset_t mask[2];
+  for (int n = 1; n < 65; n++) sigaction(n, NULL, &before[n]);
+  sigprocmask(SIG_SETMASK, NULL, &mask[0]);
+  plua_pool *p = host_open(2, cube);
+  map_some(p, 1000);
+  for (int n = 1; n < 65; n++)
+    if (sigaction(n, NULL, &after) == 0) CHECK(after.sa_handler == before[n].sa_handler);
+  sigprocmask(SIG_SETMASK, NULL, &mask[1]);
+  CHECK(memcmp(&mask[0], &mask[1], sizeof mask[0]) == 0);
+  plua_close(p);
+}
+
+int main(int argc, char **argv) {
+  static const struct host_case cases[] = {
+    {"bad_arguments", bad_arguments},
+    {"strerrors", strerrors},
+    {"inert_in_child", inert_in_child},
+    {"many_pools", many_pools},
+    {"close_in_full_run", close_in_full_run},
+    {"boot_fails", boot_fails},
+    {"boot_dies", boot_dies},
+    {"guard_returns", guard_returns},
+    {"shutdown", shutdown_pool},
+    {"max_tasks", max_tasks},
+    {"resize", resize},
+    {"resize_in_run", resize_in_run},
+    {"few_descriptors", few_descriptors},
+    {"no_descriptors", no_descriptors},
+    {"file_size_limit", file_size_limit},
+    {"threads", threads},
+    {"closed_stdio", closed_stdio},
+    {"signals_untouched", signals_untouched},
+    {NULL, NULL},
+  };
+  return host_main(argc, argv, cases);
+}

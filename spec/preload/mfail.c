@@ -1,0 +1,53 @@
+/* mfail.c: to be preloaded: makes memory run out.
+   MFAIL_AT=k           the k-th malloc, calloc or realloc after the start fails
+   MFAIL_STICKY=1       and all after it
+   MFAIL_COUNT=1        at the end, how many there were, on stderr
+   Only in the process that was started, not in those that it forks.
+   Knows glibc's names. SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t n);
+
+static long calls, fail_at;
+static bool sticky, armed;
+static pid_t owner;
+
+__attribute__((constructor)) static void arm(void) {
+  const char *at = getenv("MFAIL_AT");
+  fail_at = at ? atol(at) : 0;
+  sticky = getenv("MFAIL_STICKY") != NULL;
+  owner = getpid();
+  armed = true;
+}
+
+__attribute__((destructor)) static void tell(void) {
+  armed = false;
+  if (getenv("MFAIL_COUNT") && getpid() == owner) dprintf(2, "mfail: %ld\n", calls);
+}
+
+static bool fails(void) {
+  if (!armed || getpid() != owner) return false;
+  calls++;
+  bool now = fail_at > 0 && (sticky ? calls >= fail_at : calls == fail_at);
+  if (now) errno = ENOMEM;
+  return now;
+}
+
+void *malloc(size_t n) {
+  return fails() ? NULL : __libc_malloc(n);
+}
+
+void *calloc(size_t n, size_t size) {
+  return fails() ? NULL : __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t n) {
+  return fails() ? NULL : __libc_realloc(p, n);
+}
