@@ -32,14 +32,24 @@ local function check_number(value, name)
   end
 end
 
--- Steps from first to last, both included.
+-- d // s of unsigned integers.
+local function unsigned_div(d, s)
+  if s < 0 then return math.ult(d, s) and 0 or 1 end
+  local q <const> = ((d >> 1) // s) << 1
+  return math.ult(d - q * s, s) and q or q + 1
+end
+
+-- Steps from first to last, both included; nil where an integer cannot count them.
 local function steps(first, last, step)
   if math.type(first) == "integer" and math.type(step) == "integer" then
     last = step > 0 and math.floor(last) or math.ceil(last)
     if step > 0 and last < first or step < 0 and last > first then return 0 end
     local whole <const> = math.tointeger(last)
     if not whole then return nil end
-    return (whole - first) // step + 1
+    local n <const> = step > 0 and unsigned_div(whole - first, step)
+      or unsigned_div(first - whole, -step)
+    if n < 0 or n == math.maxinteger then return nil end
+    return n + 1
   end
   return math.max(0, math.floor((last - first) / step) + 1)
 end
@@ -57,7 +67,7 @@ function M.range(first, last, step)
   check_number(step, "step")
   if step == 0 then error("plua.range: step must not be 0", 2) end
   local n <const> = math.tointeger(steps(first, last, step))
-  if not n then error("plua.range: it has no end", 2) end
+  if not n then error("plua.range: it has no end, or more numbers than an integer counts", 2) end
   return setmetatable({ first = first, step = step, n = n }, Range)
 end
 
