@@ -226,7 +226,8 @@ enum plua_what {
   PLUA_FORK,    /* workers are missing and there is work: call plua_fork (told once, until then) */
   PLUA_SHORT,   /* fewer workers could be forked than wanted: code says why. Told once */
   PLUA_BOOT,    /* workers cannot start; the pool has failed. data: what 'enter' wrote (failed = 1),
-                   or len 0 and signal/status of the third death in a row */
+                   or len 0 and signal/status of the third death in a row (hundredth, where it is
+                   SIGKILL or SIGTERM: somebody else's doing) */
   PLUA_LEFT,    /* 'leave' reported an error: data, len */
   PLUA_ENDED    /* after plua_shutdown: every worker is gone */
 };

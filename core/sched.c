@@ -313,8 +313,7 @@ static uint64_t size_for(const struct sched *s, const struct job *j) {
 bool sched_eager(const struct sched *s, uint64_t id) {
   const struct job *j = job_of(s, id);
   if (!j || s->unbegun < s->team || (!j->chunk && j->item_ns <= 0)) return true;
-  uint64_t whole = j->chunk ? j->chunk : (uint64_t)(TARGET_NS / j->item_ns);
-  return j->queued >= whole;
+  return j->chunk ? j->queued >= j->chunk : (double)j->queued * j->item_ns >= TARGET_NS;
 }
 
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
