@@ -27,20 +27,20 @@ extern "C" {
 #define PLUA_VERSION "0.1.0"
 #define PLUA_API __attribute__((visibility("default")))
 
-#define PLUA_ERRORS(X)                                                                   \
-  X(PLUA_EARG, -4001, "invalid argument")                                                \
-  X(PLUA_EOWNER, -4002, "the pool belongs to another process")                           \
-  X(PLUA_ECLOSED, -4003, "the pool takes no more work")                                  \
-  X(PLUA_ECRASH, -4004, "worker died while running the item")                            \
-  X(PLUA_EEXIT, -4005, "worker exited while running the item")                           \
-  X(PLUA_ECANCELLED, -4006, "cancelled")                                                 \
-  X(PLUA_EBOOT, -4007, "workers die before they run anything")                           \
-  X(PLUA_ETOOBIG, -4008, "larger than a worker's result area")                           \
-  X(PLUA_EPROTO, -4009, "worker broke the protocol (its shared memory was overwritten)") \
-  X(PLUA_ETHREADS, -4010, "cannot fork a process that has threads")                      \
-  X(PLUA_ECODEC, -4011, "value cannot cross processes")                                  \
-  X(PLUA_EFORMAT, -4012, "malformed message")                                            \
-  X(PLUA_EDEPTH, -4013, "nested too deeply")                                             \
+#define PLUA_ERRORS(X)                                                                      \
+  X(PLUA_EARG, -4001, "invalid argument")                                                   \
+  X(PLUA_EOWNER, -4002, "the pool belongs to another process")                              \
+  X(PLUA_ECLOSED, -4003, "the pool takes no more work")                                     \
+  X(PLUA_ECRASH, -4004, "worker died while running the item")                               \
+  X(PLUA_EEXIT, -4005, "worker exited while running the item")                              \
+  X(PLUA_ECANCELLED, -4006, "cancelled")                                                    \
+  X(PLUA_EBOOT, -4007, "workers die before they run anything")                              \
+  X(PLUA_ETOOBIG, -4008, "larger than the shared memory that could be mapped (ulimit -v?)") \
+  X(PLUA_EPROTO, -4009, "worker broke the protocol (its shared memory was overwritten)")    \
+  X(PLUA_ETHREADS, -4010, "cannot fork a process that has threads")                         \
+  X(PLUA_ECODEC, -4011, "value cannot cross processes")                                     \
+  X(PLUA_EFORMAT, -4012, "malformed message")                                               \
+  X(PLUA_EDEPTH, -4013, "nested too deeply")                                                \
   X(PLUA_ETIMEOUT, -4014, "took longer than its timeout")
 
 enum plua_error {
@@ -193,7 +193,8 @@ PLUA_API int plua_extend(plua_pool *pool, uint64_t id, uint64_t count);
 PLUA_API int plua_put(plua_pool *pool, uint64_t id, plua_out **out);
 PLUA_API int plua_put_end(plua_pool *pool);
 /* plua_put_end for one of many: workers that have enough to do may get it later, with others in one
-   batch: when enough are there, or at the next plua_flush, plua_next, plua_wait or plua_dispatch. */
+   batch: when enough are there, or at the next plua_flush, plua_next, plua_wait or plua_dispatch.
+ */
 PLUA_API int plua_put_next(plua_pool *pool);
 PLUA_API int plua_flush(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);

@@ -87,7 +87,7 @@ static void release_run(struct store *s, uint64_t first) {
 
 static int take_run(struct store *s, uint64_t n, uint64_t *first) {
   uint64_t i = find_run(s, n);
-  if (i + n > s->count) return -ENOSPC;
+  if (i + n > s->count) return PLUA_ETOOBIG;
   int err = grow((void **)&s->segment, &s->cap, i + n, sizeof *s->segment);
   if (err < 0) return err;
   while (s->known < i + n) s->segment[s->known++] = (struct segment){0};

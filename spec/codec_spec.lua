@@ -563,7 +563,7 @@ describe("codec: what cannot cross", function()
     local _, code_of_plain <const> = refusal(("x"):rep(200))
     local _, code_of_function <const> = refusal(function() return ("x"):rep(200) end)
     codec.limit(nil)
-    assert.equal("larger than a worker's result area", why)
+    assert.equal("larger than the shared memory that could be mapped (ulimit -v?)", why)
     assert.same({ codec.ETOOBIG, codec.ETOOBIG, codec.ETOOBIG },
       { code, code_of_plain, code_of_function })
   end)
