@@ -38,10 +38,11 @@ _Noreturn void spare_serve(struct team *t) {
   proc_child(t->owner, &t->signals);
   if (!(t->flags & PLUA_KEEP_FDS)) proc_close_others(t->bell_fd);
   int pid = 0;
-  for (uint32_t done = 0;;) {
+  /* What an earlier spare was asked for still stands on the board: it is not for this one. */
+  for (uint32_t done = t->asks;;) {
     uint32_t ask = atomic_load(&b->spare_ask);
     if (ask == done) {
-      if (done && atomic_load(&b->spare_done) != done) answer(b, done, pid);
+      if (pid && atomic_load(&b->spare_done) != done) answer(b, done, pid);
       futex_wait(&b->spare_ask, ask, 60000);
       continue;
     }
