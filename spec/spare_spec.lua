@@ -1,0 +1,43 @@
+-- Replacements come from an idle copy of the owner, the spare; it may be killed like any other.
+-- SPDX-License-Identifier: MIT
+local helper <const> = require "spec.helper"
+
+--- A pool whose processes are killed again and again, in the order that `order` gives.
+local SCRIPT <const> = [[
+local plua, kit = require "plua", require "crashkit"
+local workers, order = %d, %q
+local pool <close> = plua.pool { workers = workers, retries = 5 }
+local function twice(x) return 2 * x end
+for round = 1, 8 do
+  local r = pool:map(twice, plua.range(1, 50))
+  for i = 1, 50 do assert(r[i] == 2 * i, ("round %%d: item %%d is %%s"):format(round, i, r[i])) end
+  local all = kit.children()
+  table.sort(all)
+  if order == "oldest last" then table.sort(all, function(a, b) return a > b end) end
+  for _, pid in ipairs(all) do kit.kill(pid, 9) end
+end
+for x = 1, 20 do assert(pool:apply(twice, x) == 2 * x) end
+pool:map(twice, plua.range(1, 50))
+local living = 0
+for _, pid in ipairs(kit.children()) do
+  local stat <close> = io.open(("/proc/%%d/stat"):format(pid))
+  local state = stat and stat:read("a"):match("%%) (%%a)")
+  assert(state ~= "Z", "a child that ended was never waited for")
+  living = living + 1
+end
+assert(living <= workers + 1, living .. " processes for " .. workers .. " workers")
+print "right"
+]]
+
+describe("a pool whose workers and spare are all killed", function()
+  helper.guard()
+  for _, workers in ipairs { 1, 2, 3 } do
+    for _, order in ipairs { "oldest first", "oldest last" } do
+      it(("answers rightly and leaves none: %d workers, %s"):format(workers, order), function()
+        local script <const> = helper.script(SCRIPT:format(workers, order))
+        local r <const> = helper.run(helper.plua .. " " .. script, { timeout = 40 })
+        assert.equal("right\n", r.out, r.err)
+      end)
+    end
+  end
+end)
