@@ -2,21 +2,32 @@
 # What must hold: all output lies below build/; a variant (sanitizer, small, other compiler) has a
 # tree of its own, so that variants never mix; a changed flag rebuilds what it touches.
 
-CC       ?= gcc
-CFLAGS   ?= -O2 -g
-LDFLAGS  ?=
-WERROR   ?= -Werror# empty: warnings do not stop the build
-SAN      ?=#          address (with undefined), thread, undefined
+CC       ?= gcc#      the compiler: gcc or clang
+CFLAGS   ?= -O2 -g#   its options, and CPPFLAGS
+LDFLAGS  ?=#          options for linking
+WERROR   ?= -Werror#  empty: warnings do not stop the build
+SAN      ?=#          a sanitizer: address (with undefined), thread, undefined
 SMALL    ?=#          1: tiny limits, so that specs meet every edge
 FAIL     ?=#          1: failpoints, read from PLUA_FAIL
 LUA_PC   ?= lua5.4#   the pkg-config name of the Lua to build with
 LUA_DIR  ?=#          or: a prefix (include, lib) or a source tree (src) of Lua 5.4
-PREFIX   ?= /usr/local
-DESTDIR  ?=
-SPEC     ?= $(sort $(wildcard spec/*_spec.lua))# which specs `make test` runs
+PREFIX   ?= /usr/local# where install puts things, and finds them later
+DESTDIR  ?=#          stands before PREFIX, for packages
+SPEC     ?= $(sort $(wildcard spec/*_spec.lua))# the specs that test runs: spec/map_spec.lua
 SPEC_TIME ?= $(if $(SAN),900,300)# seconds that one spec file may take
 FUZZ_TIME ?= 60#      seconds for each fuzz target
+V        ?=#          1: shows the commands
 # B=build/mine on the command line gives a build tree of one's own.
+
+# What a knob names must be there.
+there = $(if $(wildcard $2),,$(error $1))
+$(foreach s,$(SPEC),$(call there,SPEC=$s: there is no such file,$s))
+ifneq ($(LUA_DIR),)
+$(call there,LUA_DIR=$(LUA_DIR): no Lua there: found neither include/lua.h nor src/lua.h in it,\
+  $(LUA_DIR)/include/lua.h $(LUA_DIR)/src/lua.h)
+$(call there,LUA_DIR=$(LUA_DIR): no built Lua there: found no liblua.a or liblua.so in lib or src,\
+  $(foreach d,lib src,$(LUA_DIR)/$d/liblua.a $(LUA_DIR)/$d/liblua.so))
+endif
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -42,7 +53,7 @@ FORMATTED := $(wildcard core/*.[ch] spec/*/*.[ch])
 FUZZ    := $(patsubst spec/fuzz/%.c,build/fuzz/%,$(wildcard spec/fuzz/*.c))
 SO      := libplua.so.$(VERSION)
 
-# A line for each thing made; V=1 shows the command.
+# A line for each thing made, or the command.
 made     = $(if $(V),,@echo '  $@' &&)
 # Lua is asked for when a command needs it, not before: `make run` may have to install it first.
 pc       = $(shell pkg-config $(1) $(LUA_PC) 2>/dev/null)
@@ -87,7 +98,7 @@ MODULE    = $(LINK) -shared -Wl,-Bsymbolic
 # These goals install what they need before anything is looked up.
 needs := $(if $(filter run,$(MAKECMDGOALS)),run) $(if $(filter test,$(MAKECMDGOALS)),test) \
          $(if $(filter lint,$(MAKECMDGOALS)),lint) $(if $(filter bench,$(MAKECMDGOALS)),run) \
-         $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz)
+         $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz) $(if $(filter check,$(MAKECMDGOALS)),test fuzz)
 ifneq ($(strip $(needs)),)
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
 $(shell CC='$(CC)' scripts/deps.sh $(needs) >&2)
@@ -98,7 +109,8 @@ endif
 endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
-  bench doc format fuzz install uninstall clean help lengths kit
+  bench doc format fuzz install uninstall clean help lengths kit check check-address \
+  check-thread check-small check-fuzz
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -111,6 +123,25 @@ test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
 	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
 	  PLUA_MAKE="CC='$(CC)' SAN= SMALL= FAIL= LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
 	  MAKEFLAGS= scripts/test.sh $(SPEC)
+
+# What a plain run cannot see: all of these, though one fails.
+check:  ## specs under sanitizers and with tiny limits, a short fuzz: some minutes
+	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fuzz
+specs = $(1:%=spec/%_spec.lua)
+check-address:
+	@$(call variant_test,SAN=address,$(CHECK_ADDRESS))
+check-thread:
+	@$(call variant_test,SAN=thread,ring board)
+check-small:
+	@$(call variant_test,SMALL=1,map pool future recovery capi)
+check-fuzz:
+	@echo '== fuzz'
+	@if $(MAKE) fuzz FUZZ_TIME=20 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \
+	  else tail -n 40 build/fuzz.log; echo '0 passed, 1 failed'; exit 1; fi
+variant_test = echo '== $1' && \
+  $(MAKE) --no-print-directory -j "$$(nproc)" $1 all kit >/dev/null && \
+  $(MAKE) --no-print-directory $1 test SPEC='$(call specs,$2)'
+CHECK_ADDRESS := codec map pool future errors capi ring sched board store recovery
 
 kit: $(KIT) $(HOST) $(SHIM)  ## what the specs load and start
 
@@ -148,7 +179,11 @@ clean:  ## removes build/
 	rm -rf build
 
 help:  ## this list
+	@echo 'Targets:'
 	@sed -n 's/^\([a-z]*\):.*## */  \1\t/p' Makefile | expand -t 14
+	@echo 'Knobs, as in make test SAN=address:'
+	@sed -n 's/^\([A-Z_]*\) *?=[^#]*# */  \1\t/p' Makefile | expand -t 14
+	@printf '  B\ta build tree of its own, such as build/mine\n' | expand -t 14
 
 # ---- build -------------------------------------------------------------------------------------
 
@@ -229,27 +264,28 @@ build/fuzz/%: spec/fuzz/%.c $(SRC) $(wildcard core/*.h)
 
 # ---- install -----------------------------------------------------------------------------------
 
+# In quotes throughout: either may hold spaces.
 root := $(DESTDIR)$(PREFIX)
 install: all  ## into DESTDIR/PREFIX
-	install -d $(root)/bin $(root)/include $(root)/lib/pkgconfig $(root)/lib/lua/$(LUA_V)/plua \
-	  $(root)/share/lua/$(LUA_V)/plua $(root)/share/man/man1
-	install -m 755 $(B)/plua $(root)/bin/
-	install -m 644 core/plua.h $(root)/include/
-	install -m 644 $(B)/libplua.a $(root)/lib/
-	install -m 755 $(B)/$(SO) $(root)/lib/
-	ln -sf $(SO) $(root)/lib/libplua.so.$(SOMAJOR)
-	ln -sf libplua.so.$(SOMAJOR) $(root)/lib/libplua.so
+	install -d '$(root)/bin' '$(root)/include' '$(root)/lib/pkgconfig' \
+	  '$(root)/lib/lua/$(LUA_V)/plua' '$(root)/share/lua/$(LUA_V)/plua' '$(root)/share/man/man1'
+	install -m 755 $(B)/plua '$(root)/bin/'
+	install -m 644 core/plua.h '$(root)/include/'
+	install -m 644 $(B)/libplua.a '$(root)/lib/'
+	install -m 755 $(B)/$(SO) '$(root)/lib/'
+	ln -sf $(SO) '$(root)/lib/libplua.so.$(SOMAJOR)'
+	ln -sf libplua.so.$(SOMAJOR) '$(root)/lib/libplua.so'
 	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
 	  'Name: plua' 'Description: runs Lua functions over data in forked worker processes' \
 	  'Version: $(VERSION)' $(if $(LUA_DIR),,'Requires.private: $(LUA_PC)') \
-	  'Libs: -L$${libdir} -lplua$(if $(LUA_DIR), $(strip $(LUA_LIBS)))' \
-	  'Cflags: -I$${includedir}' >$(root)/lib/pkgconfig/plua.pc
-	install -m 755 $(B)/lua/plua/core.so $(root)/lib/lua/$(LUA_V)/plua/
-	$(if $(LUA_SRC),install -m 644 $(LUA_SRC) $(root)/share/lua/$(LUA_V)/plua/)
-	$(if $(MAN),install -m 644 $(MAN) $(root)/share/man/man1/)
+	  'Libs: -L"$${libdir}" -lplua$(if $(LUA_DIR), $(strip $(LUA_LIBS)))' \
+	  'Cflags: -I"$${includedir}"' >'$(root)/lib/pkgconfig/plua.pc'
+	install -m 755 $(B)/lua/plua/core.so '$(root)/lib/lua/$(LUA_V)/plua/'
+	$(if $(LUA_SRC),install -m 644 $(LUA_SRC) '$(root)/share/lua/$(LUA_V)/plua/')
+	$(if $(MAN),install -m 644 $(MAN) '$(root)/share/man/man1/')
 
 uninstall:  ## removes what install wrote
-	rm -f $(root)/bin/plua $(root)/include/plua.h $(root)/lib/libplua.a $(root)/lib/libplua.so \
-	  $(root)/lib/libplua.so.$(SOMAJOR) $(root)/lib/$(SO) $(root)/lib/pkgconfig/plua.pc \
-	  $(root)/share/man/man1/plua.1
-	rm -rf $(root)/lib/lua/$(LUA_V)/plua $(root)/share/lua/$(LUA_V)/plua
+	rm -f '$(root)/bin/plua' '$(root)/include/plua.h' '$(root)/lib/libplua.a' \
+	  '$(root)/lib/libplua.so' '$(root)/lib/libplua.so.$(SOMAJOR)' '$(root)/lib/$(SO)' \
+	  '$(root)/lib/pkgconfig/plua.pc' '$(root)/share/man/man1/plua.1'
+	rm -rf '$(root)/lib/lua/$(LUA_V)/plua' '$(root)/share/lua/$(LUA_V)/plua'

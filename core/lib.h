@@ -13,7 +13,8 @@ struct inliner;
 
 /* ---- lib_inline.c: the calls of plua.h, for workers = 0 ------------------------------------- */
 
-/* Runs items in the caller's own process, in plua_next. The functions mirror those of plua.h. */
+/* Runs items in the caller's own process, in plua_next, on the Lua thread r->L, which the caller
+   sets before. The functions mirror those of plua.h; inline_next alone may raise. */
 int inline_open(struct inliner **out, struct runner *r, const plua_tasks *tasks);
 void inline_close(struct inliner *p);
 int inline_submit(struct inliner *p, const plua_job *job, uint64_t *id);
@@ -52,7 +53,7 @@ struct handle {
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */
 };
 
-enum { H_JOBS = 1, H_FAILURE, H_THREAD, H_LEFT, H_VALUES = H_LEFT };
+enum { H_JOBS = 1, H_FAILURE, H_LEFT, H_VALUES = H_LEFT };
 
 struct handle *handle_check(struct lua_State *L, int at); /* alive and ours, or an error */
 /* Raises what happened when a call on the handle answered 'err'. */
@@ -67,6 +68,8 @@ int seam_submit(struct handle *h, const plua_job *job, uint64_t *id);
 int seam_extend(struct handle *h, uint64_t id, uint64_t count);
 int seam_put(struct handle *h, uint64_t id, plua_out **out);
 int seam_put_end(struct handle *h);
+int seam_put_next(struct handle *h); /* one of many: seam_flush when the last is there */
+int seam_flush(struct handle *h);
 void seam_put_drop(struct handle *h);
 const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len);
 int64_t seam_cancel(struct handle *h, uint64_t id, uint64_t first, uint64_t count, int how);
@@ -105,8 +108,10 @@ struct job {
   uint64_t lowest; /* RAISE: the lowest index that failed; else UINT64_MAX */
   uint64_t failures;
   uint64_t total; /* FOLD: items in all blocks */
+  double timeout; /* seconds; 0: none */
   size_t bytes;   /* ORDER, QUEUE: payload bytes of items without an outcome */
   size_t held;    /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet */
+  size_t replied; /* ORDER, QUEUE: reply bytes of all */
 };
 
 /* J_FAILED: indexes that failed, as keys of streams, as a list for ON_CALL. */

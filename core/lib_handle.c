@@ -31,6 +31,14 @@ int seam_put_end(struct handle *h) {
   return h->inliner ? inline_put_end(h->inliner) : plua_put_end(h->pool);
 }
 
+int seam_put_next(struct handle *h) {
+  return h->inliner ? inline_put_end(h->inliner) : plua_put_next(h->pool);
+}
+
+int seam_flush(struct handle *h) {
+  return h->pool ? plua_flush(h->pool) : 0;
+}
+
 void seam_put_drop(struct handle *h) {
   if (h->pool) plua_put_drop(h->pool);
 }
@@ -60,32 +68,49 @@ int seam_wait(struct handle *h, int64_t timeout_ns, int bulk) {
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
-void handle_raise(lua_State *L, struct handle *h, int err) {
-  const char *text = h->pool ? plua_message(h->pool) : "";
+/* Raises a message that begins with the line of the script that called plua. */
+static _Noreturn void raise(lua_State *L, const char *message) {
+  lua_pushfstring(L, "plua: %s", message);
+  push_where(L);
+  if (!lua_isnil(L, -1)) {
+    lua_pushliteral(L, ": ");
+    lua_pushvalue(L, -3);
+    lua_concat(L, 3);
+  } else {
+    lua_pop(L, 1);
+  }
+  lua_error(L);
+  IMPOSSIBLE("lua_error returned");
+}
+
+static const char *text_of(const struct handle *h, int err) {
   if (err == PLUA_ETHREADS)
-    luaL_error(L, "plua: this process has other threads, which a fork would lose; call plua before "
-                  "they are started, or use workers = 0");
-  if (err == PLUA_EDEPTH && h->inliner)
-    luaL_error(L, "plua: calls of plua inside items are nested too deeply");
-  if (err == PLUA_ECLOSED) luaL_error(L, "plua: the pool is closed: it takes no more work");
-  luaL_error(L, "plua: %s", *text ? text : plua_strerror(err));
-  IMPOSSIBLE("luaL_error returned");
+    return "this process has other threads, which a fork would lose; call plua before they are "
+           "started, or use workers = 0";
+  if (err == PLUA_EDEPTH && h->inliner) return "calls of plua inside items are nested too deeply";
+  if (err == PLUA_ECLOSED) return "the pool is closed: it takes no more work";
+  const char *text = h->pool ? plua_message(h->pool) : "";
+  return *text ? text : plua_strerror(err);
+}
+
+void handle_raise(lua_State *L, struct handle *h, int err) {
+  raise(L, text_of(h, err));
 }
 
 static struct handle *handle_any(lua_State *L, int at) {
   struct handle *h = luaL_checkudata(L, at, "plua.handle");
-  if (h->epoch != h->rt->epoch)
-    luaL_error(L,
-               "plua: this pool belongs to the process that made it (pid %d); inside a worker use "
-               "plua.map and its sisters, which run in the worker itself",
-               (int)h->owner);
-  return h;
+  if (h->epoch == h->rt->epoch) return h;
+  lua_pushfstring(L,
+                  "this pool belongs to the process that made it (pid %d); inside a worker use "
+                  "plua.map and its sisters, which run in the worker itself",
+                  (int)h->owner);
+  raise(L, lua_tostring(L, -1));
 }
 
 struct handle *handle_check(lua_State *L, int at) {
   struct handle *h = handle_any(L, at);
-  if (!h->pool && !h->inliner) luaL_error(L, "plua: the pool is terminated");
-  if (h->busy) luaL_error(L, "plua: the pool is in use by the call that this one interrupts");
+  if (!h->pool && !h->inliner) raise(L, "the pool is terminated");
+  if (h->busy) raise(L, "the pool is in use by the call that this one interrupts");
   return h;
 }
 
@@ -134,14 +159,6 @@ static void read_call(lua_State *L, struct runner *r) {
   r->cores = (int)field(L, "cores", 1);
 }
 
-/* Opens the inliner. Its thread is the handle's, so that it lives as long. stack: _, spec, handle
- */
-static int open_inline(lua_State *L, struct handle *h, const plua_tasks *tasks) {
-  h->runner.L = lua_newthread(L);
-  lua_setiuservalue(L, 3, H_THREAD);
-  return inline_open(&h->inliner, &h->runner, tasks);
-}
-
 static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, int workers) {
   plua_options options = {
     .size = sizeof options, .workers = workers, .max_tasks = (uint64_t)field(L, "max_tasks", 0)};
@@ -149,11 +166,14 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
   options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0);
   lua_pop(L, 1);
   h->runner.process = true;
+  lua_getfield(L, 2, "timed");
+  h->runner.timed = !h->once || lua_toboolean(L, -1);
+  lua_pop(L, 1);
   return plua_open(&h->pool, &options, tasks);
 }
 
 /* core.open(spec) -> handle. spec: once, workers, max_tasks, spare, cores, init, finish; with once
-   also f, reduce, data, mode, source, seed, count. */
+   also f, reduce, data, mode, source, seed, count, timed. */
 static int open_handle(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);
@@ -177,9 +197,11 @@ static int open_handle(lua_State *L) {
   read_call(L, &h->runner);
   int workers = (int)field(L, "workers", 0);
   plua_tasks tasks = h->once ? once_tasks(&h->runner) : pool_tasks(&h->runner);
-  int err = workers ? open_team(L, h, &tasks, workers) : open_inline(L, h, &tasks);
-  if (err < 0) handle_raise(L, h, err);
-  return 1;
+  int err = workers ? open_team(L, h, &tasks, workers)
+                    : inline_open(&h->inliner, &h->runner, &tasks);
+  if (err >= 0) return 1;
+  lua_pushfstring(L, "plua: %s", text_of(h, err)); /* what called us knows the place and more */
+  return lua_error(L);
 }
 
 void handle_fork(lua_State *L, struct handle *h) {
@@ -273,12 +295,13 @@ static int stats_handle(lua_State *L) {
 }
 
 /* handle:alive() -> whether calls on it make sense: open, and in the process that made it; whether
-   it is shut down and every worker has gone. */
+   it is shut down and every worker has gone; whether it is another process's. */
 static int alive_handle(lua_State *L) {
   struct handle *h = luaL_checkudata(L, 1, "plua.handle");
   lua_pushboolean(L, h->epoch == h->rt->epoch && (h->pool || h->inliner));
   lua_pushboolean(L, h->ended);
-  return 2;
+  lua_pushboolean(L, h->epoch != h->rt->epoch);
+  return 3;
 }
 
 /* handle:failure() -> why its workers cannot start; nil: they can. */

@@ -42,6 +42,7 @@ struct inliner {
   plua_item item; /* the one that runs */
   int answer;
   bool entered, running, shut, left;
+  bool torn; /* what a hook raised has ended 'item' and the call around it: it has no outcome yet */
   uint64_t submitted, done, retried;
 };
 
@@ -211,9 +212,9 @@ int inline_shutdown(struct inliner *p) {
 /* ---- running -------------------------------------------------------------------------------- */
 
 enum { DO_ENTER, DO_RUN, DO_LEAVE };
-enum { NESTED_MAX = 100 }; /* each level has a C stack limit of its own */
+enum { NESTED_MAX = 40 }; /* each level takes some of Lua's 200 levels of C */
 
-/* On the runner's own thread: one of the task table's functions, by p->answer on the way in. */
+/* One of the task table's functions, by p->answer on the way in. */
 static int protected_call(lua_State *L) {
   struct inliner *p = lua_touserdata(L, 1);
   const plua_self self = {0, getpid(), getpid()};
@@ -228,7 +229,8 @@ static int protected_call(lua_State *L) {
   return 0;
 }
 
-/* What the function answers, or -ENOMEM; PLUA_EDEPTH when calls of plua are nested too deeply. */
+/* What the function answers; PLUA_EDEPTH when calls of plua are nested too deeply. Raises what is
+   not the item's: memory, or what a hook has raised, as for an interrupt. */
 static int call(struct inliner *p, int what) {
   lua_State *L = p->r->L;
   if (p->r->rt->depth >= NESTED_MAX) return PLUA_EDEPTH;
@@ -239,8 +241,9 @@ static int call(struct inliner *p, int what) {
   lua_pushlightuserdata(L, p);
   int status = lua_pcall(L, 1, 0, 0);
   p->running = false;
-  lua_settop(L, 0);
-  return status == LUA_OK ? p->answer : -ENOMEM;
+  p->torn = status != LUA_OK && what == DO_RUN;
+  if (status != LUA_OK) lua_error(L);
+  return p->answer;
 }
 
 static void fill_reply(struct inliner *p, plua_event *ev, enum plua_what what, int failed) {
@@ -304,6 +307,12 @@ static void wind_up(struct inliner *p, plua_event *ev) {
 int inline_next(struct inliner *p, plua_event *ev) {
   *ev = (plua_event){.what = PLUA_NOTHING};
   if (p->running) return PLUA_EARG;
+  if (p->torn) {
+    p->torn = false;
+    *ev = (plua_event){
+      .what = PLUA_LOST, .code = PLUA_ECANCELLED, .job = p->item.job, .index = p->item.index};
+    return 0;
+  }
   for (size_t i = 0; i < p->njobs; i++) {
     if (p->jobs[i].next == p->jobs[i].count) continue;
     if (p->entered) return run_next(p, p->jobs[i].id, ev);

@@ -11,7 +11,7 @@
 #include "codec.h"
 #include "lib.h"
 
-static const char maker_key, nil_mark;
+static const char maker_key, ours_key, nil_mark;
 
 enum { NAP_NS = 500000000 };
 
@@ -36,6 +36,7 @@ static void set_string(lua_State *L, const char *name, const char *value) {
 static const char *kind_of(const plua_event *ev) {
   if (ev->what == PLUA_BOOT) return "init";
   if (ev->what == PLUA_LEFT) return "error";
+  if (ev->what == PLUA_RESULT && ev->failed == FAILED_TIMEOUT) return "timeout";
   if (ev->what == PLUA_RESULT) return ev->failed == FAILED_ENCODE ? "encode" : "error";
   switch (ev->code) {
   case PLUA_ECRASH:
@@ -119,6 +120,7 @@ static void push_failure(lua_State *L, struct job *job, const plua_event *ev, in
     set_integer(L, "index", (lua_Integer)lo + 1);
     if (hi > lo + 1) set_integer(L, "last", (lua_Integer)hi);
     set_item(L, job, ev, at);
+    if (job->timeout > 0) lua_pushnumber(L, job->timeout), lua_setfield(L, -2, "timeout");
   }
   set_process(L, ev);
   if (ev->what == PLUA_LOST)
@@ -239,12 +241,12 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
   keep_one(L, job, index);
 }
 
-/* A stream's books: what lies with workers, what lies here. */
+/* A stream's books: what lies with workers, on average an item, and what lies here. */
 static void count_bytes(struct job *job, const plua_event *ev) {
-  size_t len = 0;
-  if (job->bytes && seam_payload(job->h, ev->job, ev->index, &len))
-    job->bytes -= len < job->bytes ? len : job->bytes;
+  uint64_t out = job->count - job->done;
+  if (job->bytes) job->bytes -= out > 1 ? job->bytes / out : job->bytes;
   job->held += ev->len;
+  job->replied += ev->len;
 }
 
 /* A result: its values to where they belong. */
@@ -384,6 +386,7 @@ static int pump_inner(lua_State *L) {
   if (!lua_isnil(L, AT_TIMEOUT))
     deadline = now_ns() + (int64_t)(luaL_checknumber(L, AT_TIMEOUT) * 1e9);
   if (p.h->failed) raise_failure(L);
+  p.h->runner.L = L;
   while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */
     int err = seam_next(p.h, &ev);
     if (err < 0) handle_raise(L, p.h, err);
@@ -422,10 +425,18 @@ static int first_left(lua_State *L) {
   return 1;
 }
 
-/* core.maker(fn): fn makes the error object of a table of fields. */
+/* core.maker(fn): fn makes the error object of a table of fields. Where its source lies, all of
+   ours does. */
 static int set_maker(lua_State *L) {
+  lua_Debug ar;
   luaL_checktype(L, 1, LUA_TFUNCTION);
   lua_settop(L, 1);
+  lua_pushvalue(L, 1);
+  lua_getinfo(L, ">S", &ar);
+  const char *name = strrchr(ar.source, '/');
+  lua_pushlstring(L, ar.source, name ? (size_t)(name + 1 - ar.source) : strlen(ar.source));
+  runtime_of(L)->ours = lua_tostring(L, 2);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &ours_key);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &maker_key);
   return 0;
 }

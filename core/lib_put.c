@@ -34,13 +34,21 @@ static plua_out *put(lua_State *L, struct handle *h, struct job *job, int at) {
   handle_raise(L, h, err);
 }
 
-static void put_end(lua_State *L, struct handle *h, struct job *job, int at) {
-  int err = seam_put_end(h);
+/* The item that was put is the job's; 'err': what seam_put_end or its like answered. */
+static void put_ended(lua_State *L, struct handle *h, struct job *job, int at, int err) {
   if (UNLIKELY(err < 0)) {
     job_end(L, job, at);
     handle_raise(L, h, err);
   }
   job->count++;
+}
+
+/* Workers get what was put until now. */
+static void flush(lua_State *L, struct handle *h, struct job *job) {
+  int err = seam_flush(h);
+  if (LIKELY(err >= 0)) return;
+  job_end(L, job, 2);
+  handle_raise(L, h, err);
 }
 
 /* Whether every item of [from, to) of the list at 3 crosses in any case. */
@@ -89,7 +97,7 @@ static void put_staged(lua_State *L, struct handle *h, struct job *job, const vo
     job_end(L, job, 2);
     handle_raise(L, h, err);
   }
-  put_end(L, h, job, 2);
+  put_ended(L, h, job, 2, seam_put_next(h));
 }
 
 static void stage_over(struct handle *h) {
@@ -122,7 +130,7 @@ static void put_plain(lua_State *L, struct handle *h, struct job *job, uint64_t 
       refuse_item(L, h, err, i);
     }
     lua_pop(L, 1);
-    put_end(L, h, job, 2);
+    put_ended(L, h, job, 2, seam_put_next(h));
   }
 }
 
@@ -146,6 +154,7 @@ static int put_inner(lua_State *L) {
     put_blocks(L, h, job, n);
   else
     put_list(L, h, job, 0, n);
+  flush(L, h, job);
   job->open = false;
   job_settle(L, job, 2);
   return 0;
@@ -155,7 +164,9 @@ static int put_inner(lua_State *L) {
 static int put_some_inner(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
   uint64_t first = (uint64_t)luaL_checkinteger(L, 4), last = (uint64_t)luaL_checkinteger(L, 5);
-  put_list(L, h, job_check(L, 2), first - 1, last);
+  struct job *job = job_check(L, 2);
+  put_list(L, h, job, first - 1, last);
+  flush(L, h, job);
   return 0;
 }
 
@@ -257,7 +268,7 @@ static int feed_inner(lua_State *L) {
       return feed_refused(L, h, job, err);
     }
     job->bytes += (size_t)(out->at - out->begin);
-    put_end(L, h, job, 2);
+    put_ended(L, h, job, 2, seam_put_next(h));
   }
   lua_pushboolean(L, 1);
   return 1;
@@ -265,8 +276,11 @@ static int feed_inner(lua_State *L) {
 
 /* The iterator may call plua, this handle too: so the handle is not busy meanwhile. */
 static int feed(lua_State *L) {
-  handle_check(L, 1);
-  return feed_inner(L);
+  struct handle *h = handle_check(L, 1);
+  struct job *job = job_check(L, 2);
+  int n = feed_inner(L);
+  if (!job->settled) flush(L, h, job);
+  return n;
 }
 
 /* ---- apply ---------------------------------------------------------------------------------- */
@@ -361,7 +375,7 @@ static int apply_inner(lua_State *L) {
     refuse_argument(L, h, err);
   }
   uint64_t index = job->count;
-  put_end(L, h, job, at);
+  put_ended(L, h, job, at, seam_put_end(h));
   h->applied++;
   lua_getiuservalue(L, at, J_RESULTS);
   lua_pushvalue(L, 3);

@@ -10,6 +10,7 @@
 #include <stdio_ext.h>
 #include <string.h>
 
+#include "base.h"
 #include "codec.h"
 
 static const char runtime_key;
@@ -30,40 +31,55 @@ struct runtime *runtime_of(lua_State *L) {
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
-/* Pushes file:line of the innermost Lua function that runs, or nil. */
-static void push_where(lua_State *L) {
+static bool is_ours(const struct runtime *rt, const lua_Debug *ar) {
+  return rt->ours && strncmp(ar->source, rt->ours, strlen(rt->ours)) == 0;
+}
+
+void push_where(lua_State *L) {
+  const struct runtime *rt = runtime_of(L);
   lua_Debug ar;
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);
-    if (ar.currentline <= 0) continue;
+    if (ar.currentline <= 0 || is_ours(rt, &ar)) continue;
     lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
     return;
   }
   lua_pushnil(L);
 }
 
-/* Pushes the stack's traceback without our own frames, which are the last and nameless. */
+/* Pushes the stack's traceback without our own frames, which are the last and nameless; below them
+   there are others where items run in their caller's own process. */
 static void push_traceback(lua_State *L) {
   static const char ours[] = "\n\t[C]: in ?";
   const size_t tail = sizeof ours - 1;
   size_t len;
   luaL_traceback(L, L, NULL, 1);
   const char *text = lua_tolstring(L, -1, &len);
+  const char *end = runtime_of(L)->depth ? strstr(text, ours) : NULL;
+  if (end) len = (size_t)(end - text);
   while (len > tail && memcmp(text + len - tail, ours, tail) == 0) len -= tail;
   lua_pushlstring(L, text, len);
   lua_remove(L, -2);
 }
 
-/* Keeps what is lost once the stack unwinds. */
+/* Whether a hook has raised the error that we, its message handler, are called for. */
+static bool raised_by_hook(lua_State *L) {
+  lua_Debug ar;
+  return lua_getstack(L, 0, &ar) && lua_getinfo(L, "n", &ar) && strcmp(ar.namewhat, "hook") == 0;
+}
+
+/* Keeps what is lost once the stack unwinds: {value, traceback, where, raised by a hook}. */
 int runner_handler(lua_State *L) {
   lua_settop(L, 1);
-  lua_createtable(L, 3, 0);
+  lua_createtable(L, 4, 0);
   lua_insert(L, 1); /* stack: report, value */
   lua_rawseti(L, 1, 1);
   push_traceback(L);
   lua_rawseti(L, 1, 2);
   push_where(L);
   lua_rawseti(L, 1, 3);
+  lua_pushboolean(L, raised_by_hook(L));
+  lua_rawseti(L, 1, 4);
   return 1;
 }
 
@@ -99,12 +115,24 @@ static int write_again(lua_State *L, int n, plua_out *out, size_t start) {
   return err;
 }
 
+/* In the caller's own process what a hook raises (an interrupt, a debugger) is the caller's. */
+static void pass_on(lua_State *L) {
+  if (lua_type(L, -1) != LUA_TTABLE) return;
+  lua_rawgeti(L, -1, 4);
+  bool hook = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  if (!hook) return;
+  lua_rawgeti(L, -1, 1);
+  lua_error(L);
+}
+
 /* Writes the error on top of the stack, as pcall left it: message, traceback, where, value, index
    (nil when the parent knows it). */
 int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) {
   lua_State *L = r->L;
   int report = lua_gettop(L), first = report + 1;
   luaL_checkstack(L, 12, NULL);
+  if (!r->process) pass_on(L);
   if (lua_type(L, report) == LUA_TTABLE) {
     lua_rawgeti(L, report, 1);
     lua_rawgeti(L, report, 2);
@@ -133,6 +161,24 @@ int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) 
   return err < 0 ? err : FAILED_ERROR;
 }
 
+/* The reply of an item that was told to end, whatever it did then. */
+static int runner_timeout(struct runner *r, plua_out *out, size_t start, uint64_t index) {
+  lua_State *L = r->L;
+  int top = lua_gettop(L);
+  luaL_checkstack(L, 12, NULL);
+  stop_report(L); /* stack: ..., report */
+  lua_pushnil(L); /* the message is the parent's, which knows the timeout */
+  lua_pushnil(L);
+  lua_rawgeti(L, top + 1, 2);
+  lua_rawgeti(L, top + 1, 3);
+  if (index)
+    lua_pushinteger(L, (lua_Integer)index);
+  else
+    lua_pushnil(L);
+  int err = write_again(L, 5, out, start);
+  return err < 0 ? err : FAILED_TIMEOUT;
+}
+
 int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {
   lua_State *L = r->L;
   lua_pushstring(L, message);
@@ -156,7 +202,7 @@ static int reply_values(struct runner *r, int n, plua_out *out, size_t start) {
   return runner_refuse(r, out, FAILED_ENCODE, lua_tostring(L, -1));
 }
 
-int runner_reply(struct runner *r, plua_out *out, size_t start) {
+static int runner_reply(struct runner *r, plua_out *out, size_t start) {
   lua_State *L = r->L;
   switch (r->call.mode) {
   case CALL_EACH:
@@ -172,6 +218,12 @@ int runner_reply(struct runner *r, plua_out *out, size_t start) {
     break;
   }
   return reply_values(r, 1, out, start);
+}
+
+int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
+                  uint64_t index) {
+  if (UNLIKELY(late)) return runner_timeout(r, out, start, index);
+  return status == LUA_OK ? runner_reply(r, out, start) : runner_error(r, out, start, index);
 }
 
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m) {
@@ -209,9 +261,11 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
   struct mark m;
   item_begins(r, item, index, &m);
   random_item(L, r->rt, r->call.seed, index);
+  stop_arm(r);
   int status = lua_pcall(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, SLOT_HANDLER);
+  bool late = stop_disarm(r);
   item_ends(r, &m);
-  int answer = status == LUA_OK ? runner_reply(r, out, start) : runner_error(r, out, start, 0);
+  int answer = runner_answer(r, status, late, out, start, 0);
   lua_settop(L, SLOTS);
   return answer;
 }

@@ -19,6 +19,8 @@ struct runtime {
   int depth;        /* user's functions that plua is calling now, one inside another */
   unsigned epoch;   /* grows when this process becomes a worker: handles made before are inert */
   int worker;       /* our number; 0: not a worker process */
+  const char *ours; /* what the sources of plua's own modules begin with: "@/usr/share/.../plua/" */
+  bool leaving;     /* 'finish' runs */
   bool running;     /* an item runs; the two that follow tell which */
   uint64_t item;    /* from 0 */
   unsigned attempt;
@@ -54,7 +56,7 @@ enum call_source {
 };
 
 /* What 'run' answers for a reply that is an error. */
-enum { FAILED_ERROR = 1, FAILED_ENCODE = 2 };
+enum { FAILED_ERROR = 1, FAILED_ENCODE = 2, FAILED_TIMEOUT = 3 };
 
 /* What a job asks of its items, beside the functions. */
 struct call {
@@ -73,6 +75,7 @@ struct runner {
   struct runtime *rt;
   int keep;         /* registry reference of the table of slots */
   bool process;     /* a process of its own, so what belongs to a process may change */
+  bool timed;       /* its items may have a timeout */
   int cores;        /* for OMP_NUM_THREADS and its like: cores for each worker */
   struct call call; /* pools: that of 'job' */
   uint64_t job;     /* pools: whose functions the slots hold; 0: none yet */
@@ -99,6 +102,9 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
 /* Writes an error that no function raised; clears the stack down to the slots. */
 int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message);
 
+/* Pushes file:line of the innermost Lua function that runs and is not plua's, or nil. */
+void push_where(struct lua_State *L);
+
 /* The message handler of all calls. */
 int runner_handler(struct lua_State *L);
 
@@ -109,12 +115,26 @@ struct mark {
 };
 
 /* The parts of runner_call, for those who call by themselves: before and after the user's code;
-   the reply from the results above the slots; the reply from the error on top. 'start' is what
-   'out' held before; 'index' (from 1; 0: the item's own) is the item to blame. */
+   the reply from what its pcall answered and left above the slots, or 'late', as stop_disarm tells;
+   from the error on top. 'start' is what 'out' held before; 'index' (from 1; 0: the item's own) is
+   the item to blame. */
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m);
 void item_ends(struct runner *r, const struct mark *m);
-int runner_reply(struct runner *r, plua_out *out, size_t start);
+int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
+                  uint64_t index);
 int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index);
+
+/* ---- worker_stop.c: items that run for too long --------------------------------------------- */
+
+/* In a worker's process, once, before its first item. */
+void stop_open(struct runner *r);
+/* Around an item's own code: whether it was told to end meanwhile. It has no hooks left then. */
+void stop_arm(const struct runner *r);
+bool stop_disarm(const struct runner *r);
+/* Tells the item that runs to end: for a signal handler, ctx is the runner. */
+void stop_now(void *ctx);
+/* Pushes what runner_handler made of the place where it was told to end; empty if none was seen. */
+void stop_report(struct lua_State *L);
 
 /* The items of block b of n items: 512 blocks of 1, 512 of 2, 512 of 4, ... */
 void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi);

@@ -129,10 +129,11 @@ static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
   lua_pushvalue(L, SLOT_REDUCE);
   lua_pushvalue(L, SLOT_DATA);
   item_begins(r, item, f.lo, &m);
+  stop_arm(r);
   int status = lua_pcall(L, 4, 1, SLOT_HANDLER);
+  bool late = stop_disarm(r);
   item_ends(r, &m);
-  int answer = status == LUA_OK ? runner_reply(r, out, start)
-                                : runner_error(r, out, start, f.at + 1);
+  int answer = runner_answer(r, status, late, out, start, f.at + 1);
   lua_settop(L, SLOTS);
   return answer;
 }
@@ -177,8 +178,8 @@ static int once_run(void *ctx, const plua_item *item, plua_out *out) {
 }
 
 plua_tasks once_tasks(struct runner *r) {
-  return (plua_tasks){sizeof(plua_tasks), r,   runner_guard, runner_enter, once_run,
-                      runner_leave,       NULL};
+  return (plua_tasks){sizeof(plua_tasks), r,       runner_guard, runner_enter, once_run,
+                      runner_leave,       stop_now};
 }
 
 /* ---- pools ---------------------------------------------------------------------------------- */
@@ -271,6 +272,6 @@ static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
 }
 
 plua_tasks pool_tasks(struct runner *r) {
-  return (plua_tasks){sizeof(plua_tasks), r,   runner_guard, runner_enter, pool_run,
-                      runner_leave,       NULL};
+  return (plua_tasks){sizeof(plua_tasks), r,       runner_guard, runner_enter, pool_run,
+                      runner_leave,       stop_now};
 }

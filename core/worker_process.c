@@ -73,10 +73,14 @@ static void at_exit(int status, void *unused) {
   leave_now(status);
 }
 
-/* os.exit in a worker: ends this process, not the script. */
+/* os.exit in a worker: ends this process, not the script. A worker that leaves anyhow, with a
+   status that says failure, has failed to leave in peace. */
 static int os_exit(lua_State *L) {
-  if (lua_isboolean(L, 1)) leave_now(lua_toboolean(L, 1) ? EXIT_SUCCESS : EXIT_FAILURE);
-  leave_now((int)luaL_optinteger(L, 1, EXIT_SUCCESS));
+  int status = lua_isboolean(L, 1) ? !lua_toboolean(L, 1)
+                                   : (int)luaL_optinteger(L, 1, EXIT_SUCCESS);
+  if (status && runtime_of(L)->leaving)
+    return luaL_error(L, "'finish' called os.exit with status %d", status);
+  leave_now(status);
 }
 
 /* Numeric libraries start a thread a core in each process unless they are told otherwise. */
@@ -98,6 +102,7 @@ static void become_process(struct runner *r, const plua_self *self) {
   rt->running = false;
   rt->worker = self->worker;
   limit_threads(r->cores);
+  stop_open(r);
   __fpurge(stdin);        /* what the parent had read ahead is the parent's */
   on_exit(at_exit, NULL); /* a C library that calls exit() */
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
@@ -134,6 +139,7 @@ int runner_enter(void *ctx, const plua_self *self, plua_out *out) {
 
 int runner_leave(void *ctx, plua_out *out) {
   struct runner *r = ctx;
+  r->rt->leaving = r->process;
   int answer = call_slot(r, SLOT_FINISH, out);
   if (r->process) fflush(NULL);
   return answer;

@@ -9,6 +9,12 @@ case ${CC:-gcc} in
   *) build="$build gcc" ;;
 esac
 
+# What the fuzzer's runtime lies in, where clang does not bring it along.
+fuzzer() {
+  runtime=$(clang -print-runtime-dir 2>/dev/null) || runtime=""
+  [ -e "$runtime/libclang_rt.fuzzer-$(uname -m).a" ] || echo libclang-rt-dev
+}
+
 packages() {
   for need in "$@"; do
     case $need in
@@ -16,7 +22,7 @@ packages() {
       run) echo "$build lua-cjson" ;;
       test) echo "$build lua-cjson lua-busted" ;;
       lint) echo "$build lua-check clang-format clang-tidy cppcheck shellcheck" ;;
-      fuzz) echo "$build clang" ;;
+      fuzz) echo "$build clang $(fuzzer)" ;;
       *)
         echo "deps.sh: unknown need '$need': build, run, test, lint or fuzz" >&2
         return 2

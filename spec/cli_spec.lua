@@ -341,6 +341,76 @@ describe("plua, when things go wrong,", function()
     assert.equal(1, traces, result.err)
   end)
 
+  for what, code in pairs {
+    ["a wrong option"] = "plua.map(print, {1}, {wrkers = 2})",
+    ["data that are none"] = "plua.map(print, {a = 1})",
+    ["an iterator that fails"] = "plua.map(print, function() error('no more') end)",
+    ["a stream that fails"] = "for _ in plua.imap(print, function() error('no more') end) do end",
+    ["a fold that fails"] = "plua.mapreduce(tostring, function(a) return a.x.y end, {1, 2})",
+    ["a pool that is closed"] = "local p = plua.pool {workers = 1} p:close() p:map(print, {1})",
+    ["a nested call"] = "plua.map(function() plua.map(error, {'x'}) end, {1}, {workers = 1})",
+    ["a method without its pool"] = "plua.pool {workers = 1}.map(print, {1})",
+  } do
+    it("shows no frame of its own for " .. what, function()
+      local path <const> = helper.script("local plua = require 'plua'\nlocal function go()\n" ..
+        code .. "\nend\ngo()\nprint('reached')")
+      local result <const> = plua(path)
+      assert.same({ "", 1 }, { result.out, result.status })
+      assert.falsy(result.err:find("plua/%l+%.lua"), result.err)
+      assert.falsy(result.err:find("plua.core", 1, true), result.err)
+      assert.truthy(result.err:find("script.lua:3", 1, true), result.err)
+    end)
+  end
+
+  it("names the call that an uncaught error of an item ended", function()
+    local path <const> = helper.script([[
+      local plua = require("plua")
+      local function f(x) return x.y end
+      plua.map(f, { {} })
+      plua.map(f, { 1 }, { workers = 1 })]])
+    local result <const> = plua(path)
+    assert.truthy(result.err:find("\n  in plua.map at [^\n]*script.lua:4\n$"), result.err)
+  end)
+
+  it("tells failures and exits with 1 where only the command line said collect", function()
+    local code <const> = [[
+      local plua = require("plua")
+      local function f(x) if x == 2 then error("no " .. x) end return x end
+      local function run(over)
+        for _, r in plua.imap(f, {1, 2, 3}, over) do print(type(r)) end
+      end
+      %s]]
+    local MAP <const> = "for _, r in ipairs(plua.map(f, {1, 2, 3})) do print(type(r)) end"
+    for _, body in ipairs { "run()", MAP } do
+      local path <const> = helper.script(code:format(body))
+      local result <const> = plua("--on-error collect -j 2 " .. path)
+      assert.equal("number\ntable\nnumber\n", result.out)
+      assert.truthy(result.err:find("^item 2 %(2%): [^\n]*script.lua:2: no 2\n"), result.err)
+      assert.equal(1, result.status)
+    end
+    local own <const> = plua("--on-error collect " .. helper.script(code:format(
+      "run({on_error = 'collect'})")))
+    assert.same({ "number\ntable\nnumber\n", "", 0 }, { own.out, own.err, own.status })
+  end)
+
+  it("says what the lua program misses where only LUA_PATH is set", function()
+    local result <const> = helper.run(helper.lua .. " -e 'package.cpath = \"\" require \"plua\"'")
+    assert.truthy(result.err:find("module 'plua.core' not found", 1, true), result.err)
+    assert.truthy(result.err:find("add lib/lua/5.4/?.so", 1, true), result.err)
+    assert.equal(1, result.status)
+  end)
+
+  it("names the limit and the remedy where the system gives no memory or file", function()
+    local path <const> = helper.script("local plua = require 'plua'\n" ..
+      "plua.map(print, plua.range(1, 500))")
+    local line <const> = "ulimit -f 100; exec " .. helper.plua .. " -j 500 " .. path
+    local result <const> = helper.run(line)
+    assert.truthy(result.err:find("^plua: [^\n]*script.lua:2: plua.map: no shared memory for " ..
+      "500 workers: [^\n]* %(ulimit %-f is %d+%); use fewer workers"), result.err)
+    assert.equal(1, select(2, result.err:gsub("plua: ", "")))
+    assert.equal(1, result.status)
+  end)
+
   it("ends by SIGINT when the script did not catch it", function()
     local result <const> = plua(helper.script(INTERRUPT .. "print('begun')\ninterrupt()"))
     assert.equal(2, result.signal)

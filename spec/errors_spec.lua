@@ -41,6 +41,18 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
         type(workers > 0 and err.pid or nil))
     end)
 
+    it("that came from a call of plua inside it is told once", function()
+      local line <const> = here(2)
+      local err <const> = caught(plua.map, function(x)
+        plua.map(function(y) error("inner " .. y) end, { x })
+      end, { 7 }, opts)
+      assert.matches("^item 1 %(7%): [^\n]*" .. line .. ": inner 7$", err.message)
+      assert.matches(line .. "$", err.where)
+      local text <const> = tostring(err)
+      assert.equal(1, select(2, text:gsub("stack traceback", "")))
+      assert.is_nil(text:find("plua/run.lua", 1, true))
+    end)
+
     it("reads well", function()
       local line <const> = here(1)
       local err <const> = caught(plua.map, function() error("no good") end, { "x\ny" }, opts)
@@ -218,6 +230,29 @@ end
 describe("an error", function()
   helper.guard()
 
+  it("of finish may be a status that os.exit is given", function()
+    local err <const> = caught(plua.map, function() end, { 1 },
+      { workers = 1, finish = function() os.exit(3) end })
+    assert.matches("'finish' called os.exit with status 3", err.message)
+    plua.map(function() end, { 1 }, { workers = 1, finish = function() os.exit(0) end })
+  end)
+
+  it("that a hook raises is the caller's, where the caller runs the items", function()
+    local script <const> = helper.script [[
+      local plua, crash = require "plua", require "crashkit"
+      local function work(i)
+        print(i)
+        crash.kill(crash.pid(), 2)
+        while true do end
+      end
+      plua.map(work, { 1, 2, 3 }, { workers = 0, on_error = "collect" })
+      print "survived"
+    ]]
+    local result <const> = helper.run(helper.plua .. " " .. script)
+    assert.same({ "1\n", 130 }, { result.out, result.status })
+    assert.matches("interrupted!", result.err)
+  end)
+
   it("shows items in short: strings quoted and cut, small tables", function()
     local function shown(item)
       return tostring(caught(plua.map, function() error("e", 0) end, { item }, { workers = 0 }))
@@ -229,6 +264,60 @@ describe("an error", function()
     assert.equal("{a = 1}", shown({ a = 1 }))
     assert.equal("{1, 2, 3, 4, ...}", shown({ 1, 2, 3, 4, 5, 6 }))
     assert.equal("1.5", shown(1.5))
+  end)
+
+  it("shows equal tables alike, whatever the order in which they were made", function()
+    local keys <const> = { "z", "b", "a", 2.5, true, -1, "c" }
+    local function shown(from, to, step)
+      local item <const> = {}
+      for i = from, to, step do item[keys[i]] = i end
+      return tostring(caught(plua.map, function() error("e", 0) end, { item }, { workers = 0 }))
+    end
+    assert.matches("item 1 ({[-1] = 6, [2.5] = 4, a = 3, b = 2, ...}): e",
+      shown(1, #keys, 1), 1, true)
+    assert.equal(shown(1, #keys, 1), shown(#keys, 1, -1))
+  end)
+
+  it("joins other text as a string does", function()
+    local err <const> = caught(plua.map, function() error("e", 0) end, { 1 }, { workers = 0 })
+    assert.equal("failed: " .. tostring(err), "failed: " .. err)
+    assert.equal(tostring(err) .. 1, err .. 1)
+    assert.equal(tostring(err) .. tostring(err), err .. err)
+    local line <const> = here(1)
+    local message <const> = caught(function() return err .. nil end)
+    assert.matches(line .. ": attempt to concatenate a nil value", message, 1, true)
+  end)
+
+  it("of what cannot be sent names the call, the thing, its place in it, and a remedy", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local line <const> = here(1)
+    local _ <const>, err <const> = pcall(function() pool:map(print, { 1, { a = io.stdout } }) end)
+    assert.equal(2, err.index)
+    assert.matches(line, err.where, 1, true)
+    local text <const> = ": pool:map: item 2 cannot cross to a worker: .a: userdata (FILE*)\n  make"
+    assert.matches(line .. text, tostring(err), 1, true)
+    local thread <const> = coroutine.create(print)
+    local function sent(...) return tostring(caught(pool.apply, pool, ...)) end
+    assert.matches("the function cannot cross to a worker: upvalue 'thread': coroutine",
+      sent(function() return thread end), 1, true)
+    assert.matches("argument 1 cannot cross to a worker: coroutine", sent(print, thread), 1, true)
+  end)
+
+  it("of a result that cannot cross says so", function()
+    local err <const> = caught(plua.map, function() return { a = io.stdout } end, { 1 })
+    local text <const> = "item 1 (1): its result cannot cross to the caller: .a: userdata (FILE*)\n"
+    assert.equal(1, tostring(err):find(text, 1, true), tostring(err))
+  end)
+
+  it("has no frame of plua in its traceback, whatever calls whom", function()
+    local err <const> = caught(plua.map, function()
+      for _ in plua.imap(function(x) return x end, { 1 }, { on_error = "collect" }) do
+        plua.mapreduce(tostring, function() error("in reduce") end, { 1, 2 })
+      end
+    end, { 1 }, { workers = 1 })
+    assert.matches("in reduce", err.traceback .. tostring(err), 1, true)
+    assert.is_nil(err.traceback:find("plua/%l+%.lua"), err.traceback)
+    assert.is_nil(err.traceback:find("plua.core", 1, true), err.traceback)
   end)
 
   it("that nobody catches ends the lua program with its text", function()

@@ -391,6 +391,24 @@ end)
 describe("a one-shot call", function()
   helper.guard()
 
+  it("holds few results that are large, however many are to come", function()
+    local script <const> = helper.script [[
+      local plua, crash = require "plua", require "crashkit"
+      local function large(i)
+        if i == 50 then crash.csleep(0.5) end
+        return ("x"):rep(1 << 18)
+      end
+      local n = 0
+      local function iterator() n = n + 1 return n <= 1000 and n or nil end
+      for _ in plua.imap(large, plua.range(1, 1000), { workers = 3 }) do end
+      for _ in plua.imap(large, iterator, { workers = 3 }) do end
+      for line in io.lines "/proc/self/status" do print(line:match "^VmHWM:%s+(%d+)") end
+    ]]
+    local result <const> = helper.run(helper.lua .. " " .. script)
+    local kilobytes <const> = tonumber(result.out:match("%d+"))
+    assert.is_true(kilobytes < (helper.san == "" and 64 or 512) * 1024, result.out .. result.err)
+  end)
+
   it("pulls an iterator only as fast as results are taken", function()
     local pulled = 0
     local source <const> = function()
@@ -538,6 +556,23 @@ describe("a one-shot call", function()
       local results <const> = plua.map(function(x) return x + i end, { 1, 2 }, { workers = 2 })
       assert.equal(2 + i, results[2])
     end
+  end)
+
+  it("explains what it cannot run over, at the caller's line", function()
+    local line <const> = ("map_spec.lua:%d: "):format(debug.getinfo(1, "l").currentline + 4)
+    for _, name in ipairs { "map", "starmap", "imap", "each", "filter", "find" } do
+      local call <const> = plua[name]
+      for _, data in ipairs { ipairs { { 1, 2 } }, next, { a = 1 } } do
+        local fine <const>, err <const> = pcall(function() return (call(print, data, 1)) end)
+        assert.is_false(fine)
+        assert.equal(line, err:match("map_spec.lua:%d+: "), err)
+        local what <const> = data == next and "pairs" or "ipairs"
+        assert.matches(type(data) == "table" and "a table without items" or
+          "data is what " .. what .. "%(t%) gives", err)
+      end
+    end
+    assert.matches("data is what ipairs%(t%) gives; .* pass t itself",
+      select(2, pcall(plua.mapreduce, print, math.max, ipairs { 1, 2 })))
   end)
 
   it("permits a team inside an item where nested = true", function()

@@ -35,7 +35,7 @@ describe("an option", function()
   end)
 
   it("of a later day is unknown", function()
-    for _, name in ipairs { "timeout", "memory", "progress", "output", "start", "weight" } do
+    for _, name in ipairs { "memory", "progress", "output", "start", "weight" } do
       assert.matches("unknown option '" .. name, message_of(plua.map, print, {}, { [name] = 1 }))
     end
   end)
@@ -43,7 +43,8 @@ describe("an option", function()
   it("with a value that it cannot have is refused, and what is wanted told", function()
     for name, values in pairs {
       workers = { -1, 1.5, "many", "0%", true, 65001 }, chunksize = { 0, "big", 70000 },
-      retries = { -1, "2" }, on_error = { "ignore", 1 }, init = { "f" }, finish = { {} },
+      retries = { -1, "2" }, timeout = { 0, "1" }, on_error = { "ignore", 1 },
+      init = { "f" }, finish = { {} },
       max_tasks_per_child = { 0 }, seed = { 0.5, "x" }, nested = { 1 },
     } do
       for _, value in ipairs(values) do
@@ -101,6 +102,12 @@ describe("workers", function()
       helper.run(helper.lua .. " " .. script, { env = { PLUA_WORKERS = "no" } })
     assert.matches('^plua: ignoring PLUA_WORKERS = "no": not a number of cores', garbage.err)
     assert.equal(1, select(2, garbage.err:gsub("\n", "")))
+    local inline <const> = helper.script [[
+      local plua = require "plua"
+      print(plua.map(function() return plua.worker().id end, { 1 })[1], plua.cpu_count() > 0)
+    ]]
+    local none <const> = helper.run(helper.lua .. " " .. inline, { env = { PLUA_WORKERS = "0" } })
+    assert.same({ "0\ttrue\n", "" }, { none.out, none.err })
   end)
 end)
 
@@ -116,6 +123,39 @@ describe("defaults", function()
     assert.is_false(pcall(plua.map, error, { 1 }, { on_error = "raise" }))
   end)
 
+  it("of workers are the core count", function()
+    local cores <const> = plua.cpu_count()
+    local sources <const> = #plua.cpus()
+    assert.is_true(options.set_defaults { workers = "8" })
+    assert.same({ 8, "-j" }, { plua.cpu_count() })
+    assert.is_true(options.set_defaults { workers = "200%" })
+    assert.same({ 2 * cores, "-j" }, { plua.cpu_count() })
+    local own, deciders = plua.cpus()[sources], 0
+    assert.same({ name = "-j", text = "200%", where = "command line", cpus = 2 * cores,
+      decides = true }, own)
+    for _, source in ipairs(plua.cpus()) do deciders = deciders + (source.decides and 1 or 0) end
+    assert.same({ 1, sources }, { deciders, #plua.cpus() })
+    assert.is_true(options.set_defaults { workers = "0" })
+    assert.equal(1, plua.cpu_count())
+  end)
+
+  it("that collect errors have them told, since the script may not look", function()
+    local code <const> = [[
+      local plua = require "plua"
+      require "plua.options".set_defaults { on_error = "collect", workers = 2 }
+      local function f(x) if x == 2 then error("no good") end return x end
+      plua.map(f, { 1, 2, 3 })
+      for _ in plua.imap(f, { 1, 2, 3 }) do end
+      plua.map(f, { 1, 2, 3 }, { on_error = "collect" })
+      local pool <close> = plua.pool()
+      pool:map_async(f, { 1, 2, 3 }):get()
+      print(require "plua.run".failures)
+    ]]
+    local result <const> = helper.run(helper.lua .. " " .. helper.script(code))
+    assert.equal("3\n", result.out)
+    assert.equal(3, select(2, result.err:gsub("item 2 %(2%): [^\n]*no good", "")))
+  end)
+
   it("are refused as options are, and nothing changes then", function()
     local fine <const>, message <const> = options.set_defaults { seeds = 1 }
     assert.is_nil(fine)
@@ -127,7 +167,7 @@ end)
 describe("names", function()
   it("are listed in order, and compared", function()
     assert.same({ "chunksize", "finish", "init", "max_tasks_per_child", "nested", "on_error",
-      "retries", "seed", "workers" }, options.names)
+      "retries", "seed", "timeout", "workers" }, options.names)
     assert.equal("retries", options.nearest("retry", options.names))
     assert.is_nil(options.nearest("x", {}))
   end)

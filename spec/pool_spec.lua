@@ -350,6 +350,64 @@ describe("a pool", function()
     end
   end)
 
+  it("that is closed in a loop over results goes on with it, then its workers leave", function()
+    local function list()
+      local items <const> = {}
+      for i = 1, 9000 do items[i] = i end
+      return items
+    end
+    local function iterator()
+      local n = 0
+      return function()
+        n = n + 1
+        return n <= 9000 and n or nil
+      end
+    end
+    for _, data in ipairs { plua.range(1, 9000), list(), iterator() } do
+      for _, workers in ipairs { 0, 1, 3 } do
+        local pool <close> = plua.pool { workers = workers }
+        local sum = 0
+        local items <const> = type(data) == "function" and iterator() or data
+        for i, x in pool:imap(function(x) return x end, items) do
+          if i == 3 then pool:close() end
+          sum = sum + x
+        end
+        assert.equal(9000 * 9001 // 2, sum)
+        assert.is_true(pool:join(20))
+      end
+    end
+  end)
+
+  it("that is joined in a loop over results ends the loop by an error", function()
+    for _, workers in ipairs { 0, 2 } do
+      local pool <close> = plua.pool { workers = workers }
+      local ok <const>, message <const> = pcall(function()
+        for i in pool:imap(function(x) return x end, plua.range(1, 1000000)) do
+          if i == 3 then
+            pool:close()
+            assert.is_true(pool:join(20))
+          end
+        end
+      end)
+      assert.is_false(ok)
+      assert.matches("the pool ended while this loop went on", message)
+    end
+  end)
+
+  it("names the script's line, not its own, when it is misused", function()
+    local pool <const> = plua.pool { workers = 2 }
+    local ok <const>, message <const> = pcall(function() pool:resize(60000) end)
+    assert.is_false(ok)
+    assert.matches("^[^\n]*pool_spec.lua:%d+: a pool of 2 can be resized to 1 .. %d+ workers",
+      message)
+    local future <const> = pool:apply_async(math.abs, 1)
+    local err <const> = plua.map(function() return (future:get()) end, { 1 },
+      { workers = 1, on_error = "collect" })[1]
+    assert.matches("pool_spec.lua:%d+: plua: this pool belongs to the process that made it",
+      err.message)
+    pool:terminate()
+  end)
+
   it("lets registered classes cross", function()
     local Point <const> = {}
     Point.__index = Point

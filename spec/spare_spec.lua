@@ -8,7 +8,7 @@ local plua, kit = require "plua", require "crashkit"
 local workers, order = %d, %q
 local pool <close> = plua.pool { workers = workers, retries = 5 }
 local function twice(x) return 2 * x end
-for round = 1, 8 do
+for round = 1, 150 do
   local r = pool:map(twice, plua.range(1, 50))
   for i = 1, 50 do assert(r[i] == 2 * i, ("round %%d: item %%d is %%s"):format(round, i, r[i])) end
   local all = kit.children()

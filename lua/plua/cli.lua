@@ -25,6 +25,7 @@ Defaults for every parallel call of the script (--name value or --name=value):
   -j, --workers N            worker processes: a number, "50%" of the cores, 0 for none
   --chunksize N              items that a worker takes at once, or "auto"
   --retries N                how often a failed item is run again; else 1 after a crash
+  --timeout S                seconds that an item may run; 0.5 is fine
   --on-error raise|collect   stop at the first item that fails, or go on and report all
   --max-tasks-per-child N    replace a worker after N items
   --seed N                   start of the random numbers that items draw
@@ -194,6 +195,25 @@ local function is_plua_error(err)
   return type(plua) == "table" and plua.iserror and plua.iserror(err)
 end
 
+-- An error of plua as it reads, and which call of the script it ended.
+local function describe_ours(text)
+  local where <const>, call <const> = require("plua.errors").site(4)
+  if not call or text:find(where, 1, true) then return text end
+  return ("%s\n  in %s at %s"):format(text, call, where)
+end
+
+-- A text with the frames that are the script's. What the core refuses comes with a remedy.
+local function describe_text(errors, prefix, err)
+  local place, reason <const> = errors.placed(err)
+  if reason then
+    local where <const> = place == "" and errors.site(3)
+    if where then place = where .. ": " end
+    err = place .. errors.explained(reason)
+  end
+  local frames <const> = errors.users_frames(debug.traceback("", 3):sub(2))
+  return prefix .. err .. (frames and "\n" .. frames or "")
+end
+
 -- What a person needs to know about an uncaught error, as lua has it: a text with a traceback, or
 -- what the error says of itself. The frames below 'host.call' are ours and say nothing.
 local function describe(err, prefix)
@@ -202,10 +222,13 @@ local function describe(err, prefix)
     local meta <const> = getmetatable(err)
     if type(meta) == "table" and rawget(meta, "__tostring") then
       local fine <const>, text <const> = pcall(tostring, err)
-      if fine then return is_plua_error(err) and text or prefix .. text end
+      if fine and not is_plua_error(err) then return prefix .. text end
+      if fine then return (describe_ours(text)) end
     end
     err = ("(error object is a %s value)"):format(kind)
   end
+  local errors <const> = package.loaded["plua.errors"]
+  if errors then return describe_text(errors, prefix, err) end
   local trace <const> = debug.traceback(prefix .. err, 3)
   return (trace:gsub("\n\t%[C%]: in [^\n]*\n\tplua/cli%.lua:.*", "\n\t[C]: in ?"))
 end
@@ -256,8 +279,25 @@ local function run_library(host, text)
   return status, signal
 end
 
+-- A chunk that ended well and returned a table with data or map has given us a job.
+local function run_jobs(host, name, ended, ended_by, value)
+  if ended ~= 0 or type(value) ~= "table" then return ended, ended_by end
+  if rawget(value, "data") == nil and rawget(value, "map") == nil then return 0, 0 end
+  local status <const>, signal <const>, outcome <const>, message <const> =
+    execute(host, require("plua.job").run, value)
+  if status ~= 0 then return status, signal end
+  if outcome then return outcome, 0 end
+  complain(name .. ": " .. message)
+  return EX_USAGE, 0
+end
+
+local COMMAND_LINE <const> = "=(command line)"
+
 local STEPS <const> = {
-  e = function(host, text) return run_chunk(host, load(text, "=(command line)")) end,
+  e = function(host, text)
+    local chunk <const>, message <const> = load(text, COMMAND_LINE)
+    return run_jobs(host, COMMAND_LINE:sub(2), run_chunk(host, chunk, message))
+  end,
   l = run_library,
   W = function()
     warn("@on")
@@ -273,18 +313,6 @@ local function run_steps(host, steps)
   return 0, 0
 end
 
--- A script that returns a table with data or map has given us a job.
-local function run_job(host, value)
-  if type(value) ~= "table" then return 0, 0 end
-  if rawget(value, "data") == nil and rawget(value, "map") == nil then return 0, 0 end
-  local status <const>, signal <const>, outcome <const>, message <const> =
-    execute(host, require("plua.job").run, value)
-  if status ~= 0 then return status, signal end
-  if outcome then return outcome, 0 end
-  complain(message)
-  return EX_USAGE, 0
-end
-
 -- Runs the script, or stdin where 'file' is nil.
 local function run_script(host, file)
   if type(arg) ~= "table" then
@@ -292,10 +320,7 @@ local function run_script(host, file)
     return EX_FAILED, 0
   end
   local chunk <const>, message <const> = loadfile(file)
-  local status <const>, signal <const>, value <const> =
-    run_chunk(host, chunk, message, table.unpack(arg))
-  if status ~= 0 then return status, signal end
-  return run_job(host, value)
+  return run_jobs(host, file or "stdin", run_chunk(host, chunk, message, table.unpack(arg)))
 end
 
 -- ---- the interactive mode --------------------------------------------------------------------
@@ -435,7 +460,9 @@ local function run_all(plan, host)
     local status <const>, signal <const> = part(plan, host)
     if status ~= 0 then return status, signal end
   end
-  return 0, 0
+  local run <const> = package.loaded["plua.run"]
+  local failures <const> = run and run.failures or 0 -- told: --on-error collect asked for them
+  return failures > 0 and EX_FAILED or 0, 0
 end
 
 --- Carries out what 'parse' understood.

@@ -1,4 +1,6 @@
---- Data: what a call runs over: a list, a table with n, an iterator, a range.
+--- Data: what a call runs over: a list (a table with items 1, 2, ...), a table whose field n says
+-- how many items it has, holes included, an iterator function that is called until it answers nil,
+-- or a range of numbers.
 -- Keeps true: the rest of plua sees a plain table and a count, or a range, or an iterator.
 -- Knows plua.core; does not know calls. SPDX-License-Identifier: MIT
 
@@ -6,6 +8,7 @@ local core <const> = require("plua.core")
 
 local M <const> = {}
 
+--- What plua.range answers: `range[i]` is the i-th number, `#range` how many there are.
 ---@class plua.Range
 ---@field n integer  how many numbers
 local Range <const> = { __name = "plua.Range" }
@@ -98,8 +101,8 @@ end
 
 local function of_table(t)
   local n <const> = count(t)
-  if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then
-    error("data is a table without items 1, 2, ...: pass a list, or set its field n", 4)
+  if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then -- source left by a tail call
+    error("data is a table without items 1, 2, ...: pass a list, or set its field n", 3)
   end
   return { list = plain(t, n), n = n }
 end

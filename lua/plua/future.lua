@@ -9,9 +9,11 @@ local run <const> = require("plua.run")
 
 local M <const> = {}
 
+--- What apply_async, map_async and starmap_async of a pool answer. It makes progress, and callbacks
+-- run, whenever the script is inside a call of plua.
 ---@class plua.Future
----@field n integer|false  how many values; false: not done
----@field err? any    what get raises
+---@field package n integer|false  how many values; false: not done
+---@field package err? any    what get raises
 ---@field package handle userdata
 ---@field package job userdata
 ---@field package index integer|false  the item of the job that it is
@@ -52,7 +54,8 @@ M.conclude = conclude
 local function hopeless(handle)
   local failure <const> = handle:failure()
   if failure ~= nil then return failure end
-  local alive <const>, ended <const> = handle:alive()
+  local alive <const>, ended <const>, foreign <const> = handle:alive()
+  if foreign then handle:stats() end -- raises whose it is
   if alive and not ended then return nil end
   if ended then return core.error { kind = "lost", message = "the pool ended before the call" } end
   return core.error { kind = "cancelled", message = "the pool was terminated" }
@@ -144,7 +147,7 @@ end
 
 --- The results of the call; what it raised is raised. Takes part in the work of the pool meanwhile.
 ---@param timeout? number  seconds; beyond them an error of kind "timeout" is raised
----@return any ...
+---@return any ...  what the function returned; of map_async and starmap_async, the list
 function Future:get(timeout)
   check(self)
   check_timeout(timeout)
@@ -244,8 +247,8 @@ local ENOUGH <const> = {
 --- Waits for futures, of one pool or of several.
 ---@param futures plua.Future[]
 ---@param opts? { when?: "all"|"first"|"error", timeout?: number }  "all" is the default
----@return plua.Future[] done
----@return plua.Future[] pending
+---@return plua.Future[] done  whatever their outcome, in the order given
+---@return plua.Future[] pending  the others; some, where time ran out
 function M.wait(futures, opts)
   futures = check_futures(futures)
   opts = read_options(opts, { when = true, timeout = true })

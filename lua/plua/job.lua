@@ -1,19 +1,20 @@
 --- Jobs: a script that returns { data =, map =, ... } says what is to be done, and this does it.
 -- Keeps true: results come out in input order, on stdout, and nothing else does; memory stays
 -- bounded unless 'done' asks for the whole list; a failed item makes the status 1.
--- Knows the public interface of plua. Does not know the command line.
+-- Knows the public interface of plua, and data to check it first. Does not know the command line.
 -- SPDX-License-Identifier: MIT
 
 local plua <const> = require("plua")
+local data <const> = require("plua.data")
 local options <const> = require("plua.options")
 
 local M <const> = {}
 
--- No iterators by themselves: left alone, plua says so.
-local ipairs_next <const> = ipairs({})
-
+--- What a script of the command may return. Without emit, reduce or done each result is printed on
+-- a line of its own, in input order: a string as it is, a table as JSON, anything else as tostring
+-- gives it.
 ---@class plua.Job: plua.Options
----@field data table|function  what plua.imap takes
+---@field data table|function|plua.Range  what plua.imap takes
 ---@field map fun(item: any, index: integer): any  runs in the workers
 ---@field reduce? fun(acc: any, result: any): any  folds the results into one; associative
 ---@field emit? fun(result: any, item: any, index: integer)  gets each result, in input order
@@ -72,18 +73,26 @@ local function misfit(job)
   end
 end
 
--- What makes this table no job, or nil.
-local function fault_of(job) return unknown_field(job) or misfit(job) or wrong_type(job) end
 
--- The job's options; nil and what is wrong with them.
+local function without_place(message) return (message:gsub("^[^:]+:%d+: ", "")) end
+
+-- What is wrong with the data, or nil.
+local function data_fault(job)
+  local fine <const>, message <const> = pcall(data.source, job.data)
+  if not fine then return "field 'data' of the job: " .. without_place(message) end
+end
+
+-- The job's options; nil and what is wrong with them. A job tells its failures by itself, whoever
+-- wants them collected.
 local function options_of(job)
   local opts <const> = {}
   for name, value in next, job do
     if not FIELDS[name] then opts[name] = value end
   end
-  local fine <const>, message <const> = pcall(options.check, opts)
-  if fine then return opts end
-  return nil, (message:gsub("^[^:]+:%d+: ", ""))
+  local fine <const>, checked <const> = pcall(options.check, opts)
+  if not fine then return nil, without_place(checked) end
+  opts.on_error = checked.on_error
+  return opts
 end
 
 -- ---- doing it --------------------------------------------------------------------------------
@@ -112,10 +121,8 @@ local function report(err)
 end
 
 -- The data, and a function that gives item i: once, in order, while it is remembered.
-local function with_items(data)
-  if type(data) ~= "function" or data == next or data == ipairs_next then
-    return data, function(i) return data[i] end
-  end
+local function with_items(source)
+  if type(source) ~= "function" then return source, function(i) return source[i] end end
   local items <const>, pulled = {}, 0
   local function remember(...)
     if (...) ~= nil then
@@ -129,16 +136,16 @@ local function with_items(data)
     items[i] = nil
     return item
   end
-  return function() return remember(data()) end, take
+  return function() return remember(source()) end, take
 end
 
 -- Results one by one: to 'emit' or to stdout, and into the list that 'done' wants.
 local function stream(job, opts)
-  local data, item_of = job.data, nil
-  if job.emit then data, item_of = with_items(job.data) end
+  local source, item_of = job.data, nil
+  if job.emit then source, item_of = with_items(job.data) end
   local emit <const> = job.emit or (not job.done and print_result)
   local results <const>, failed = { n = 0 }, 0
-  for i, result in plua.imap(job.map, data, opts) do
+  for i, result in plua.imap(job.map, source, opts) do
     local item <const> = item_of and item_of(i)
     if job.done then results[i], results.n = result, i end
     if plua.iserror(result) then
@@ -171,7 +178,7 @@ end
 ---@return string? message  what is wrong with it
 ---@return integer? code  the status for that
 function M.run(job)
-  local fault <const> = fault_of(job)
+  local fault <const> = unknown_field(job) or misfit(job) or wrong_type(job) or data_fault(job)
   if fault then return nil, fault, 2 end
   local opts <const>, wrong <const> = options_of(job)
   if not opts then return nil, wrong, 2 end

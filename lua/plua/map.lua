@@ -1,10 +1,11 @@
 --- One-shot calls: workers are forked for one call, after everything is loaded.
 -- Keeps true: the function, its upvalues and the data are inherited, so only results are sent; no
--- worker outlives its call. Knows plua.core, run, options and data; does not know pools.
+-- worker outlives its call. Knows plua.core, run, options, data and errors; does not know pools.
 -- SPDX-License-Identifier: MIT
 
 local core <const> = require("plua.core")
 local data <const> = require("plua.data")
+local errors <const> = require("plua.errors")
 local options <const> = require("plua.options")
 local run <const> = require("plua.run")
 
@@ -57,13 +58,14 @@ local function begin(call)
   local positions <const> = run.positions(call)
   local workers <const>, cores <const> = team_size(opts, call.source.n and positions)
   local from <const>, inherited <const> = source_of(call.source)
-  local handle <const> = core.open {
+  local fine <const>, handle <const> = pcall(core.open, {
     once = true, workers = workers, cores = cores, max_tasks = opts.max_tasks_per_child,
     spare = call.window or type(opts.on_error) == "function",
-    init = opts.init, finish = opts.finish,
+    init = opts.init, finish = opts.finish, timed = opts.timeout ~= nil,
     f = call.f, reduce = call.reduce, data = inherited,
     mode = call.mode, source = from, seed = run.seed(opts), count = call.source.n,
-  }
+  })
+  if not fine then errors.not_opened(handle, workers) end
   local session <const> = setmetatable({
     handle = handle, workers = workers, has_finish = opts.finish ~= nil,
   }, Session)
@@ -91,8 +93,8 @@ end
 ---@return table results  results.n items; holes stay holes
 function M.map(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return (run.list(begin, { mode = core.MAP, f = f, source = source, opts = given }))
 end
 
@@ -100,29 +102,29 @@ end
 -- Equals: for i, item in ipairs(data) do out[i] = f(table.unpack(item)) end
 -- An item with a field n has that many values. All values of an iterator are one item.
 ---@param f fun(...): any
----@param data table|function
+---@param data table|function  a list of lists, or an iterator
 ---@param opts? plua.Options
----@return table results
+---@return table results  results.n items; holes stay holes
 function M.starmap(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return (run.list(begin, { mode = core.STAR, f = f, source = source, opts = given }))
 end
 
 --- Results one by one, in input order, while the others are being computed.
 -- Equals: for i, item in ipairs(data) do coroutine.yield(i, f(item, i)) end
--- An iterator is pulled only as fast as results are taken, so it may be endless. An item's error is
--- raised at its turn: a for loop ends there, an iterator that is called by hand goes on. A loop
--- that is left ends the workers.
+-- An iterator is pulled only as fast as results are taken, so it may be endless; it cannot yield to
+-- a coroutine around the call. An item's error is raised at its turn: a for loop ends there, an
+-- iterator that is called by hand goes on. A loop that is left ends the workers.
 ---@param f fun(item: any, index: integer): any
 ---@param data table|function|plua.Range
 ---@param opts? plua.Options
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return run.stream(begin,
     { mode = core.MAP, keep = core.ORDER, f = f, source = source, opts = given })
 end
@@ -134,8 +136,8 @@ end
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap_unordered(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return run.stream(begin,
     { mode = core.MAP, keep = core.QUEUE, f = f, source = source, opts = given })
 end
@@ -149,8 +151,8 @@ end
 ---@return table? errors  under on_error = "collect": the errors, by index
 function M.each(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return run.each(begin, { mode = core.EACH, f = f, source = source, opts = given })
 end
 
@@ -163,8 +165,8 @@ end
 ---@return table items
 function M.filter(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return (run.filter(begin, { mode = core.FILTER, f = f, source = source, opts = given }))
 end
 
@@ -177,8 +179,8 @@ end
 ---@return any result
 function M.find(f, data_, opts)
   check_function(f, "f")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return run.find(begin, { mode = core.MAP, f = f, source = source, opts = given })
 end
 
@@ -186,7 +188,8 @@ end
 -- Equals: for i, item in ipairs(data) do acc = i == 1 and f(item, i) or reduce(acc, f(item, i)) end
 -- Workers fold blocks whose bounds depend on the data alone (512 of 1 item, 512 of 2, 512 of 4,
 -- ...), the caller folds the blocks in input order: the same bits for any number of workers. A
--- block that a crash takes along runs again whole; an item's error costs its block.
+-- block that a crash takes along runs again whole; an item's error costs its block, and `timeout`
+-- holds for a block.
 ---@param f fun(item: any, index: integer): any
 ---@param reduce fun(acc: any, result: any): any
 ---@param data table|function|plua.Range
@@ -196,8 +199,8 @@ end
 function M.mapreduce(f, reduce, data_, opts)
   check_function(f, "f")
   check_function(reduce, "reduce")
-  local given <const> = options.check(opts)
   local source <const> = data.source(data_)
+  local given <const> = options.check(opts)
   return run.fold(begin,
     { mode = core.FOLD, f = f, reduce = reduce, source = source, opts = given })
 end

@@ -1,4 +1,4 @@
---- Options: their names, what they may be, and the defaults.
+--- Options and cores: what calls and pools can be told, and how many cores they may use.
 -- Keeps true: an option that does not exist, or a value that it cannot have, is an error that names
 -- the nearest one or what is wanted. Knows plua.core for the core count; does not know calls.
 -- SPDX-License-Identifier: MIT
@@ -7,16 +7,35 @@ local core <const> = require("plua.core")
 
 local M <const> = {}
 
+--- The same names in calls, in the table of a job and, as --name value, on the command line. A name
+-- that does not exist is an error that offers the nearest one; so is a value of the wrong kind.
+-- Those given to plua.pool are the defaults of calls on it; workers, init, finish,
+-- max_tasks_per_child and nested belong to the pool alone.
 ---@class plua.Options
----@field workers? integer|string  how many, "50%" of the cores, or 0: in the caller's own process
----@field chunksize? integer|"auto"  items that a worker takes at once
----@field retries? integer  further runs of a lost item: default 1 after a crash, 0 after an error
----@field on_error? "raise"|"collect"|fun(err: plua.Error): any
----@field init? fun()  runs once in each worker, first
----@field finish? fun()  runs once in each worker, last
----@field max_tasks_per_child? integer  a worker is replaced after so many items
----@field seed? integer  of the random numbers; default: a draw of the caller's
----@field nested? boolean  a call inside an item may have workers of its own
+---@field workers? integer|string  how many processes, up to 65000; a share of the cores such as
+---  "50%"; 0: items run in the caller's own process, with the same outcome, save that os.exit in
+---  an item ends the program. Default: what PLUA_WORKERS says, or else as many as plua.cpu_count
+---  answers. A one-shot call starts no more than it has items
+---@field chunksize? integer|"auto"  items that a worker takes at once, 1 to 65535. Default "auto":
+---  about half a millisecond of work, by measured rates
+---@field retries? integer  how often an item is run again, 0 or more. Default: once where its
+---  worker died while running it, never after an error or a timeout. With 0 no item is begun twice
+---@field timeout? number  seconds that an item may run, above 0; math.huge and the default: as long
+---  as it likes. Then it is interrupted, or its worker is killed where it does not stop; its
+---  outcome is an error of kind "timeout". Of mapreduce, seconds for a block. Nothing can stop an
+---  item that its caller runs itself (workers = 0): there, and in calls inside an item, it does
+---  nothing
+---@field on_error? "raise"|"collect"|fun(err: plua.Error): any  "raise", the default: the first
+---  error ends the call. "collect": the others go on, error objects stand where results would. A
+---  function: is called with each error, by the caller; what it returns is the result
+---@field init? fun()  runs once in each worker, before its first item. Default: none
+---@field finish? fun()  runs once in each worker that leaves in peace, last. Default: none
+---@field max_tasks_per_child? integer  a worker is replaced after so many items, 1 or more.
+---  Default: never
+---@field seed? integer  where the random numbers that items draw begin: math.random is seeded anew
+---  for each item by this and its index. Default: drawn from the caller's math.random
+---@field nested? boolean  whether a call inside an item may have workers of its own. Default false:
+---  it runs in the worker
 
 local WORKERS_MAX <const> = 65000
 local PERCENT <const> = "^%s*(%d+%.?%d*)%s*%%%s*$"
@@ -53,6 +72,10 @@ local function on_error(value)
   if value == "raise" or value == "collect" or type(value) == "function" then return value end
 end
 
+local function seconds(value)
+  if type(value) == "number" and value > 0 then return value end -- NaN is not
+end
+
 local INTEGER <const> = integer(math.mininteger, math.maxinteger)
 
 -- name -> { what turns a value into the option's or nil, what it may be, only for teams }
@@ -60,6 +83,7 @@ local OPTIONS <const> = {
   workers = { workers, "a whole number, a share like \"50%\", or 0", true },
   chunksize = { chunksize, "a whole number from 1 to 65535, or \"auto\"" },
   retries = { integer(0, 1 << 30), "a whole number, 0 or more" },
+  timeout = { seconds, "a number of seconds above 0" },
   on_error = { on_error, "\"raise\", \"collect\" or a function" },
   init = { of_type("function"), "a function", true },
   finish = { of_type("function"), "a function", true },
@@ -135,9 +159,9 @@ end
 function M.set_defaults(values)
   local fresh <const> = {}
   for name, value in next, values do
-    local number <const> = type(value) == "string" and math.tointeger(tonumber(value)) or nil
     if value == "true" or value == "false" then value = value == "true" end
-    local fine <const>, message <const> = accept(name, number or value)
+    local number <const> = type(value) == "string" and tonumber(value) or nil
+    local fine <const>, message <const> = accept(name, math.tointeger(number) or number or value)
     if fine == nil then return nil, message end
     fresh[name] = fine
   end
@@ -146,12 +170,14 @@ function M.set_defaults(values)
 end
 
 --- The options of a call, checked, over the defaults. Raises at the caller of the public function.
+-- The field 'tell' is set where the command line, not the script, has failures collected.
 ---@param given? table
 ---@param base? table  the pool's own options, where the call is one on a pool
 ---@return table
 function M.check(given, base)
   local opts <const> = {}
   for name, value in next, base or defaults do opts[name] = value end
+  if not base then opts.tell = defaults.on_error == "collect" or nil end
   if given == nil then return opts end
   if type(given) ~= "table" then
     error(("options must be a table, not %s"):format(type(given)), 3)
@@ -164,6 +190,7 @@ function M.check(given, base)
     end
     opts[name] = fine
   end
+  if given.on_error ~= nil then opts.tell = nil end
   return opts
 end
 
@@ -178,25 +205,60 @@ local function warn_once(source)
   io.stderr:write("plua: ignoring ", text, ": not a number of cores (", source.where, ")\n")
 end
 
+-- What the machine, its container and the batch system grant: the count, every source, and the
+-- number of workers for calls that name none: PLUA_WORKERS=0 asks for what workers = 0 does.
+local function granted()
+  local n <const>, sources <const> = core.cpus()
+  local plain = n
+  for _, source in ipairs(sources) do
+    if source.name == "PLUA_WORKERS" and source.text:find("^%s*0+%s*$") then plain = 0
+    elseif source.cpus < 0 then warn_once(source) end
+  end
+  return n, sources, plain
+end
+
+-- The number that the option stands for, of so many cores.
+local function number_of(wanted, cores)
+  if type(wanted) ~= "string" then return wanted end
+  local share <const> = tonumber(wanted:match(PERCENT)) / 100
+  return math.max(1, math.min(WORKERS_MAX, math.floor(cores * share + 0.5)))
+end
+
+-- What was set for all calls, as a source.
+local function setting(cores)
+  local wanted <const> = defaults.workers
+  local source <const> = { name = "-j", where = "", text = "", cpus = 0, decides = false }
+  if wanted == nil then return source end
+  source.where, source.text, source.decides = "command line", tostring(wanted), true
+  source.cpus = math.max(1, number_of(wanted, cores))
+  return source
+end
+
 --- Every source that the core count is decided from: its name, where it is read, its raw text, the
 -- number that it stands for (0: no limit; -1: not understood) and whether it decides.
----@return { name: string, where: string, text: string, cpus: integer, decides: boolean }[]
+---@return { name: string, where: string, text: string, cpus: integer, decides: boolean }[] sources
 function M.cpus()
-  local _ <const>, sources <const> = core.cpus()
+  local cores <const>, sources <const> = core.cpus()
+  local own <const> = setting(cores)
+  if own.decides then
+    for _, source in ipairs(sources) do source.decides = false end
+  end
+  sources[#sources + 1] = own
   return sources
 end
 
---- How many cores this program may use, by the machine, its container and the batch system.
+--- How many cores this program may use: what -j says, else what the machine, its container and the
+-- batch system grant.
 ---@return integer n
 ---@return string source  the name of what decided
 function M.cpu_count()
-  local n <const>, sources <const> = core.cpus()
-  local decided = "online"
+  local cores <const>, sources <const> = granted()
+  local own <const> = setting(cores)
+  if own.decides then return own.cpus, own.name end
   for _, source in ipairs(sources) do
-    if source.cpus < 0 then warn_once(source) end
-    if source.decides then decided = source.name end
+    if source.decides then return cores, source.name end
   end
-  return n, decided
+  return cores, "online"
 end
 
 --- The number of workers and the cores for each.
@@ -205,13 +267,8 @@ end
 ---@return integer workers
 ---@return integer cores
 function M.team(wanted, most)
-  local cores <const> = M.cpu_count()
-  local n = wanted or cores
-  if type(n) == "string" then
-    local share <const> = tonumber(n:match(PERCENT)) / 100
-    n = math.max(1, math.min(WORKERS_MAX, math.floor(cores * share + 0.5)))
-  end
-  if most and n > most then n = most end
+  local cores <const>, _, plain <const> = granted()
+  local n <const> = math.min(number_of(wanted or plain, cores), most or WORKERS_MAX)
   return n, math.max(1, cores // math.max(n, 1))
 end
 

@@ -11,11 +11,14 @@ local run <const> = require("plua.run")
 
 local M <const> = {}
 
----@class plua.Pool  a to-be-closed value
+--- A to-be-closed value: `local pool <close> = plua.pool()`. Left normally, it finishes what was
+-- submitted; left by an error, or collected, it terminates. Methods are called with a colon.
+---@class plua.Pool
 ---@field package handle userdata
 ---@field package opts table
 ---@field package state "open"|"closed"|"terminated"
 ---@field package calls integer  calls so far that used the pool's own seed
+---@field package streams table  sessions of loops that go on, which may give workers more to do
 local Pool <const> = { __name = "plua.Pool" }
 Pool.__index = Pool
 
@@ -40,10 +43,21 @@ end
 local Session <const> = {}
 Session.__index = Session
 
+-- Workers leave once nothing more can come.
+local function wind_up(pool)
+  if pool.state == "closed" and next(pool.streams) == nil and pool.handle:alive() then
+    pool.handle:shutdown()
+  end
+end
+
 function Session.finish() end
 
 function Session:close()
+  local pool <const> = self.pool
   if self.handle:alive() then self.job:forget() end
+  if not pool.streams[self] then return end
+  pool.streams[self] = nil
+  wind_up(pool)
 end
 
 Session.__close = Session.close
@@ -78,9 +92,10 @@ local function begin_on(pool)
     local spec <const> = complete(run.spec(call), call, pool)
     local job <const> = handle:job(spec)
     local session <const> = setmetatable({
-      handle = handle, job = job, workers = pool.workers, list = source.list,
+      handle = handle, job = job, workers = pool.workers, list = source.list, pool = pool,
     }, Session)
     if call.window then
+      pool.streams[session] = true
       if source.list then session.put = put_slice end
     elseif source.list then
       handle:put(job, source.list, source.n)
@@ -226,7 +241,7 @@ function Pool:apply(f, ...)
   return submit(self, f, ...):get()
 end
 
---- Calls f(...) in a worker.
+--- Calls f(...) in a worker. That it failed is told by the future alone.
 ---@param f function
 ---@param ... any
 ---@return plua.Future  of its results
@@ -244,6 +259,7 @@ local function map_async(pool, call)
   local promise <const> = future.new(pool.handle, function(job)
     run.answer(job, on_error)
     local results <const> = job:results()
+    run.tell(call.opts, results, n)
     results.n = n
     return results
   end)
@@ -283,11 +299,19 @@ end
 
 -- ---- life -------------------------------------------------------------------------------------
 
---- Takes no more work. What was submitted is done, then workers leave.
+--- Takes no more work. What was submitted is done, loops that go on too, then workers leave.
 function Pool:close()
   if self.state ~= "open" then return end
   self.state = "closed"
-  if self.handle:alive() then self.handle:shutdown() end
+  wind_up(self)
+end
+
+-- Loops that go on get no more: their next step raises this.
+local function end_streams(pool)
+  for session in pairs(pool.streams) do
+    session.err = "the pool ended while this loop went on: its other results are lost"
+    session:close()
+  end
 end
 
 -- The futures that wait for an outcome.
@@ -320,13 +344,14 @@ function Pool:terminate()
 end
 
 --- Waits until the workers of a closed pool have done everything and are gone. Raises what a
--- 'finish' raised.
+-- 'finish' raised. A loop over results that goes on is ended by that.
 ---@param timeout? number  seconds
 ---@return boolean gone  false: time ran out
 function Pool:join(timeout)
   if self.state == "open" then error("close or terminate the pool before you join it", 2) end
   local handle <const> = self.handle
   local ends <const> = timeout and core.now() + timeout
+  end_streams(self)
   while handle:alive() do
     local left <const> = ends and math.max(0, ends - core.now())
     local status <const> = handle:pump(nil, left)
@@ -345,7 +370,8 @@ function Pool:join(timeout)
   return true
 end
 
---- From now on so many workers. Those too many leave when they are idle.
+--- From now on so many workers. Those too many leave when they are idle. There is room for a good
+-- many more than the pool began with; an error tells the limit.
 ---@param workers integer|string  as the option
 function Pool:resize(workers)
   check(self)
@@ -353,13 +379,16 @@ function Pool:resize(workers)
   local n <const> = options.team(given.workers)
   if n == 0 then error("a pool cannot be resized to 0 workers: make one with workers = 0", 2) end
   if self.workers == 0 then return end
-  self.handle:resize(n)
+  local fine <const>, message <const> = pcall(self.handle.resize, self.handle, n)
+  if not fine then error((message:gsub("^.-plua: ", "")), 2) end
   self.workers = n
 end
 
---- What the pool has done so far: workers, alive, submitted, done, retried, started, crashed, ...
--- Of a pool that has ended, what it had done then.
----@return table<string, integer>
+--- What the pool has done so far; of one that has ended, what it had done then. The fields:
+-- `workers` wanted and `alive` now; items `submitted`, `done` (they have an outcome) and `retried`;
+-- processes `started`, and `crashed` while running an item; `batches` of items sent, and
+-- `taken_back` from slow workers; `bytes_in` sent to workers, `bytes_out` received.
+---@return table<string, integer> stats
 function Pool:stats()
   if not self.handle:alive() then return self.last or {} end
   self.last = self.handle:stats()
@@ -384,7 +413,9 @@ local function team_size(opts)
 end
 
 --- Workers that live until the pool is closed: local pool <close> = plua.pool { workers = 4 }
--- They see what was loaded when the pool was made; functions and items are sent to them.
+-- They see what was loaded when the pool was made; functions and items are sent to them. A pool
+-- that is neither closed nor a <close> variable ends with its last reference, or with the script,
+-- and what it has not done by then is dropped.
 ---@param opts? plua.Options  those of calls are the defaults of calls on the pool
 ---@return plua.Pool
 function M.open(opts)
@@ -397,9 +428,10 @@ function M.open(opts)
   handle:start()
   return setmetatable({
     handle = handle, opts = given, workers = workers, state = "open", calls = 0,
+    streams = setmetatable({}, { __mode = "k" }),
     apply_spec = {
       mode = core.APPLY, keep = core.FUTURES, policy = core.COLLECT, open = true,
-      seed = run.seed(given), crash_retries = given.retries or 1,
+      seed = run.seed(given), timeout = given.timeout, crash_retries = given.retries or 1,
       error_retries = given.retries or 0, chunksize = math.tointeger(given.chunksize) or 0,
     },
   }, Pool)

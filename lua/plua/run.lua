@@ -23,6 +23,7 @@ local M <const> = {}
 ---@field handle userdata
 ---@field job userdata
 ---@field workers integer
+---@field err? any  what a loop over it raises at its end
 ---@field finish fun(session)  ends in peace what was begun for the call
 
 local POLICY <const> = { raise = core.RAISE, collect = core.COLLECT }
@@ -54,6 +55,7 @@ function M.spec(call)
     policy = POLICY[opts.on_error or "raise"] or core.CALL,
     chunksize = math.tointeger(opts.chunksize) or 0,
     crash_retries = opts.retries or 1, error_retries = opts.retries or 0,
+    timeout = opts.timeout,
     data = source.list or source.range,
   }
 end
@@ -118,6 +120,27 @@ local function settle(session, on_error)
   M.answer(job, on_error)
 end
 
+--- How many failures were told because the command line wanted them collected.
+M.failures = 0
+
+local function tell_one(err)
+  M.failures = M.failures + 1
+  io.stdout:flush()
+  io.stderr:write(tostring(err), "\n")
+end
+
+--- Tells of the failures among n outcomes, where not the script but the command line has asked for
+-- them: the script may not look.
+---@param opts table
+---@param results table
+---@param n integer
+function M.tell(opts, results, n)
+  if not opts.tell then return end
+  for i = 1, n do
+    if errors.iserror(results[i]) then tell_one(results[i]) end
+  end
+end
+
 -- Runs the call to its end and answers the table of outcomes.
 local function outcomes(begin, call)
   call.keep = core.LIST
@@ -127,6 +150,7 @@ local function outcomes(begin, call)
   local _ <const>, err <const> = session.job:state()
   M.callbacks()
   if err ~= nil then error(err, 0) end
+  M.tell(call.opts, session.job:results(), M.positions(call))
   return session.job:results()
 end
 
@@ -187,7 +211,8 @@ function M.fold(begin, call)
       acc = call.reduce(acc, part)
     end
   end
-  return acc, errs
+  if errs then return acc, errs end
+  return acc
 end
 
 -- ---- streams ----------------------------------------------------------------------------------
@@ -217,10 +242,13 @@ local function refill(stream)
   end
 end
 
--- The window grows with what the script has taken: who takes a few items has few computed.
-local function top_up(stream)
+-- The window grows with what the script has taken: who takes a few items has few computed. Large
+-- replies, so many bytes each, keep it small: all of it may lie here while one item is slow.
+local function top_up(stream, bytes)
   if stream.ended or stream.given - stream.taken > stream.window // 2 then return end
-  stream.window = math.min(WINDOW, 2 * stream.workers + 2 * stream.taken)
+  local least <const> = 2 * stream.workers
+  local most <const> = math.max(least, math.min(WINDOW, BYTES // math.max(bytes, 1)))
+  stream.window = math.min(most, least + 2 * stream.taken)
   refill(stream)
 end
 
@@ -231,31 +259,38 @@ local function finish(stream)
   session:finish()
   session:close()
   M.callbacks()
-  local err <const> = stream.err
+  local err <const> = stream.err or session.err
   if err ~= nil then error(err, 0) end
   return nil
 end
 
 local function deliver(stream, index, value, failed)
-  stream.taken = stream.taken + 1
   if not failed then return index, value end
   local on_error <const> = stream.on_error
+  if stream.tell then tell_one(value) end
   if on_error == "collect" then return index, value end
   if type(on_error) == "function" then return index, ask(on_error, value) end
   error(value, 0)
 end
 
+-- How many results can be taken before the window must be looked at again.
+local function credit(stream) return stream.given - stream.taken - stream.window // 2 - 1 end
+
 local function advance(stream)
   local session <const> = stream.session
   if not session then return nil end
   local job <const> = session.job
-  while true do
-    top_up(stream) -- first, so that workers go on while the script uses what there is
+  while session.err == nil do
+    local _, _, _, _, taken <const>, bytes <const> = job:state()
+    stream.taken = taken
+    top_up(stream, bytes) -- first, so that workers go on while the script uses what there is
+    stream.credit = credit(stream)
     local index <const>, value <const>, failed <const> = job:take()
     if index then return deliver(stream, index, value, failed) end
     if job:state() then return finish(stream) end
     session.handle:pump(job)
   end
+  return finish(stream)
 end
 
 --- plua.imap and plua.imap_unordered: what a generic for takes. 'call.keep' says the order.
@@ -265,9 +300,20 @@ function M.stream(begin, call)
   local session <const> = begin(call)
   local stream <const> = {
     session = session, source = source, workers = math.max(session.workers, 1), window = 0,
-    taken = 0, given = 0, ended = false, on_error = opts.on_error,
+    taken = 0, given = 0, credit = 0, ended = false, on_error = opts.on_error,
+    tell = opts.tell,
   }
-  local function next_result() return advance(stream) end
+  local job <const> = session.job
+  local take <const> = job.take
+  local function next_result()
+    local left <const> = stream.credit
+    if left <= 0 then return advance(stream) end
+    local index <const>, value <const>, failed <const> = take(job)
+    if not index then return advance(stream) end
+    stream.credit = left - 1
+    if failed then return deliver(stream, index, value, failed) end
+    return index, value
+  end
   return next_result, nil, nil, session
 end
 

@@ -267,7 +267,8 @@ static void shutdown_with(plua_options o, int workers, uint64_t items) {
   CHECK_IS(plua_stats_get(d.pool, &s), 0);
   CHECK_IS(s.alive, 0);
   CHECK_IS(left, s.started);
-  if (!o.max_tasks && items) CHECK_IS(s.started, workers);
+  /* Work that is taken back from behind a slow item may find that the others have left. */
+  if (!o.max_tasks && items) CHECK(s.started >= (uint64_t)workers);
   drive_end(&d);
   plua_close(d.pool);
 }

@@ -1,0 +1,172 @@
+/* worker_stop.c: ends an item that runs for too long, from a signal handler.
+   The handler sets a hook on every Lua thread that may be running: the item's, and those made since
+   the worker began, which its allocator sees. The hook raises at the next instruction, and at each
+   one after that, so that no pcall of the item's keeps it alive; runner_call's own is the last.
+   Invariant: at any instruction the handler finds a set of threads in which none was freed; once an
+   item is over no thread has the hook. Nothing is armed, and nothing paid, before that.
+   Not reached: C code, __gc, threads older than the worker. Knows Lua; does not know clocks.
+   SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker.h"
+
+enum { CAP_MIN = 64 };
+
+/* The worker's: a process has one. The handler reads what the rest writes, in the same thread. */
+struct stop {
+  lua_Alloc alloc; /* the one that was found */
+  void *ud;
+  size_t size;                       /* of a thread's block; 0: none was made yet */
+  lua_State *volatile *volatile set; /* open addressing, linear probing; NULL: free */
+  volatile size_t cap;               /* a power of 2 */
+  size_t used;
+  volatile sig_atomic_t armed; /* the item's own code runs */
+  volatile sig_atomic_t hit;   /* it was told to end */
+  bool seen;                   /* the hook ran: the report lies in the registry */
+};
+
+static struct stop *stop; /* NULL: no worker, so nothing is ever interrupted */
+static const char report_key;
+
+/* ---- the set of threads --------------------------------------------------------------------- */
+
+static size_t home(const void *p, size_t cap) {
+  return (size_t)(((uintptr_t)p >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 32) & (cap - 1);
+}
+
+static void place(lua_State *volatile *set, size_t cap, lua_State *L) {
+  size_t at = home(L, cap);
+  while (set[at]) at = (at + 1) & (cap - 1);
+  set[at] = L;
+}
+
+/* The handler may run between any two stores: the larger set is whole before it is shown, and shown
+   before its size is. */
+static bool enlarge(struct stop *s) {
+  size_t cap = s->cap ? 2 * s->cap : CAP_MIN;
+  lua_State *volatile *old = s->set, *volatile *fresh = calloc(cap, sizeof *fresh);
+  if (!fresh) return false;
+  for (size_t i = 0; i < s->cap; i++)
+    if (old[i]) place(fresh, cap, old[i]);
+  s->set = fresh;
+  s->cap = cap;
+  free((void *)old);
+  return true;
+}
+
+/* A thread that finds no room is not interrupted; the worker is killed then. */
+static void add(struct stop *s, lua_State *L) {
+  if (2 * s->used >= s->cap && !enlarge(s)) return;
+  place(s->set, s->cap, L);
+  s->used++;
+}
+
+/* Closes the gap by moving up those behind it: each is copied before it is wiped. */
+static void drop(struct stop *s, const void *L) {
+  size_t mask = s->cap - 1, at;
+  if (!s->used) return;
+  for (at = home(L, s->cap); s->set[at] != L; at = (at + 1) & mask)
+    if (!s->set[at]) return; /* some other block of a thread's size */
+  for (size_t i = (at + 1) & mask; s->set[i]; i = (i + 1) & mask) {
+    if (((i - home(s->set[i], s->cap)) & mask) < ((i - at) & mask)) continue;
+    s->set[at] = s->set[i];
+    at = i;
+  }
+  s->set[at] = NULL;
+  s->used--;
+}
+
+/* The allocator of a worker: the one that was found, and an eye on threads. A new thread is zeroed,
+   since the handler may set its hook before Lua has made it whole. */
+static void *watch(void *ud, void *block, size_t osize, size_t nsize) {
+  struct stop *s = ud;
+  if (block && osize == s->size && nsize == 0)
+    drop(s, (char *)block + LUA_EXTRASPACE);
+  else if (!block && osize == LUA_TTHREAD) {
+    void *fresh = s->alloc(s->ud, NULL, osize, nsize);
+    if (!fresh) return NULL;
+    memset(fresh, 0, nsize);
+    s->size = nsize;
+    add(s, (lua_State *)(void *)((char *)fresh + LUA_EXTRASPACE));
+    return fresh;
+  }
+  return s->alloc(s->ud, block, osize, nsize);
+}
+
+void stop_open(struct runner *r) {
+  struct stop *s = stop ? stop : calloc(1, sizeof *s);
+  if (!s) return; /* then its items cannot be interrupted, and are killed */
+  s->armed = s->hit = 0;
+  stop = s;
+  if (!r->timed) return;
+  void *ud;
+  lua_Alloc now = lua_getallocf(r->L, &ud);
+  if (now == watch) return; /* a worker's worker: it has its threads */
+  s->alloc = now;
+  s->ud = ud;
+  lua_setallocf(r->L, watch, s);
+}
+
+/* ---- interrupting --------------------------------------------------------------------------- */
+
+/* What the item was doing when it was told to end: {nil, traceback, where}, as runner_handler. */
+static void keep_report(lua_State *L) {
+  stop->seen = true;
+  lua_pushcfunction(L, runner_handler);
+  lua_pushnil(L);
+  lua_call(L, 1, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+}
+
+static void raise_stop(lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  if (!stop->hit) {
+    lua_sethook(L, NULL, 0, 0);
+    return;
+  }
+  if (!stop->seen) keep_report(L);
+  lua_pushliteral(L, "plua: the item has run for too long");
+  lua_error(L);
+}
+
+static void hook_all(const struct runner *r, lua_Hook hook, int mask) {
+  lua_sethook(r->L, hook, mask, mask ? 1 : 0);
+  for (size_t i = 0; i < stop->cap; i++) {
+    lua_State *L = stop->set[i];
+    if (L) lua_sethook(L, hook, mask, mask ? 1 : 0);
+  }
+}
+
+void stop_now(void *ctx) {
+  if (!stop || !stop->armed) return;
+  stop->hit = 1;
+  hook_all(ctx, raise_stop, LUA_MASKCOUNT | LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE);
+}
+
+void stop_arm(const struct runner *r) {
+  if (stop && r->process) stop->armed = 1;
+}
+
+bool stop_disarm(const struct runner *r) {
+  if (!stop || !r->process) return false;
+  stop->armed = 0; /* first: a signal from now on does nothing */
+  if (!stop->hit) return false;
+  hook_all(r, NULL, 0);
+  stop->hit = 0;
+  return true;
+}
+
+void stop_report(lua_State *L) {
+  if (stop->seen)
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &report_key);
+  else
+    lua_createtable(L, 0, 0);
+  stop->seen = false;
+  lua_pushnil(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+}
