@@ -122,8 +122,9 @@ int handle_enter(lua_State *L, int (*fn)(lua_State *L)) {
   h->busy = true;
   int status = lua_pcall(L, nargs, LUA_MULTRET, 0);
   h->busy = false;
-  if (status != LUA_OK) return lua_error(L);
-  return lua_gettop(L);
+  if (status == LUA_OK) return lua_gettop(L);
+  seam_put_drop(h); /* memory may have run out in the middle of an item */
+  return lua_error(L);
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */

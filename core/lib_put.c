@@ -278,9 +278,16 @@ static int feed_inner(lua_State *L) {
 static int feed(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   struct job *job = job_check(L, 2);
-  int n = feed_inner(L);
+  int nargs = lua_gettop(L);
+  luaL_checkstack(L, nargs + 8, NULL);
+  lua_pushcfunction(L, feed_inner);
+  for (int i = 1; i <= nargs; i++) lua_pushvalue(L, i);
+  if (lua_pcall(L, nargs, LUA_MULTRET, 0) != LUA_OK) {
+    seam_put_drop(h); /* memory may have run out in the middle of an item */
+    return lua_error(L);
+  }
   if (!job->settled) flush(L, h, job);
-  return n;
+  return lua_gettop(L) - nargs;
 }
 
 /* ---- apply ---------------------------------------------------------------------------------- */

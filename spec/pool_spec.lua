@@ -421,3 +421,20 @@ describe("a pool", function()
     assert.equal(5, p:sum())
   end)
 end)
+
+describe("a call on a pool that fails while it is sent", function()
+  helper.guard()
+  it("leaves the pool as it was", function()
+    local pool <close> = plua.pool { workers = 2 }
+    local many <const> = {}
+    for i = 1, 200000 do many[i] = i end
+    assert.is_false((pcall(function() return pool:apply(select, "#", table.unpack(many)) end)))
+    assert.equal(5, pool:apply(math.abs, -5))
+    assert.same({ 1, 2, n = 2 }, pool:map(math.abs, { -1, -2 }))
+  end)
+
+  it("explains ipairs and pairs", function()
+    local pool <close> = plua.pool { workers = 1 }
+    assert.error_matches(function() pool:map(math.abs, ipairs { 1 }) end, "what ipairs%(t%) gives")
+  end)
+end)

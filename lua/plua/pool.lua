@@ -6,6 +6,7 @@
 local core <const> = require("plua.core")
 local data <const> = require("plua.data")
 local future <const> = require("plua.future")
+local errors <const> = require("plua.errors")
 local options <const> = require("plua.options")
 local run <const> = require("plua.run")
 
@@ -119,7 +120,7 @@ end
 function Pool:map(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
   return (run.list(begin, call))
 end
@@ -132,7 +133,7 @@ end
 function Pool:starmap(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.STAR, f, source, given)
   return (run.list(begin, call))
 end
@@ -145,7 +146,7 @@ end
 function Pool:imap(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.ORDER)
   return run.stream(begin, call)
 end
@@ -158,7 +159,7 @@ end
 function Pool:imap_unordered(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.QUEUE)
   return run.stream(begin, call)
 end
@@ -172,7 +173,7 @@ end
 function Pool:each(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.EACH, f, source, given)
   return run.each(begin, call)
 end
@@ -185,7 +186,7 @@ end
 function Pool:filter(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.FILTER, f, source, given)
   return (run.filter(begin, call))
 end
@@ -199,7 +200,7 @@ end
 function Pool:find(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
   return run.find(begin, call)
 end
@@ -215,7 +216,7 @@ function Pool:mapreduce(f, reduce, data_, opts)
   check(self)
   check_function(f, "f")
   check_function(reduce, "reduce")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   local call <const>, begin <const> = call_of(self, core.FOLD, f, source, given)
   call.reduce = reduce
   return run.fold(begin, call)
@@ -281,7 +282,7 @@ end
 function Pool:map_async(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   return map_async(self, (call_of(self, core.MAP, f, source, given)))
 end
 
@@ -293,7 +294,7 @@ end
 function Pool:starmap_async(f, data_, opts)
   check(self)
   check_function(f, "f")
-  local given <const>, source <const> = options.check(opts, self.opts), data.source(data_)
+  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
   return map_async(self, (call_of(self, core.STAR, f, source, given)))
 end
 
@@ -421,10 +422,11 @@ end
 function M.open(opts)
   local given <const> = options.check(opts)
   local workers <const>, cores <const> = team_size(given)
-  local handle <const> = core.open {
+  local fine <const>, handle <const> = pcall(core.open, {
     once = false, workers = workers, cores = cores, spare = true, seed = 0,
     max_tasks = given.max_tasks_per_child, init = given.init, finish = given.finish,
-  }
+  })
+  if not fine then errors.not_opened(handle, workers) end
   handle:start()
   return setmetatable({
     handle = handle, opts = given, workers = workers, state = "open", calls = 0,
