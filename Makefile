@@ -8,6 +8,7 @@ LDFLAGS  ?=#          options for linking
 WERROR   ?= -Werror#  empty: warnings do not stop the build
 SAN      ?=#          a sanitizer: address (with undefined), thread, undefined
 SMALL    ?=#          1: tiny limits, so that specs meet every edge
+LTO      ?= $(if $(clang)$(SAN)$(SMALL)$(FAIL),,1)# 1: the program and the module are optimised as a whole
 FAIL     ?=#          1: failpoints, read from PLUA_FAIL
 LUA_PC   ?= lua5.4#   the pkg-config name of the Lua to build with
 LUA_DIR  ?=#          or: a prefix (include, lib) or a source tree (src) of Lua 5.4
@@ -92,6 +93,9 @@ DEFINES  := -D_GNU_SOURCE= $(if $(SMALL),-DPLUA_SMALL) $(if $(FAIL),-DPLUA_FAILP
 COMPILE   = $(CC) -std=c11 $(DEFINES) $(WARN) -fPIC -fno-plt -fvisibility=hidden $(HARDEN) \
             $(CFLAGS) $(CPPFLAGS) $(SANFLAGS) $(LUA_CFLAGS) -iquote core
 LINK      = $(CC) $(CFLAGS) $(SANFLAGS) $(SANLINK) -Wl,-z,relro,-z,now $(LDFLAGS)
+# Fat objects: whoever links the archive need not know of this.
+WHOLE     = $(if $(LTO),-flto=auto -ffat-lto-objects)
+APART     = $(if $(LTO),-fno-lto)
 # A module binds its own calls to itself, also where the program brings a second copy.
 MODULE    = $(LINK) -shared -Wl,-Bsymbolic
 
@@ -193,13 +197,14 @@ $(B)/flags: FORCE
 	@$(if $(LUA_DIR),,pkg-config --exists $(LUA_PC) || { \
 	  echo "plua: no Lua of the pkg-config name '$(LUA_PC)': run scripts/deps.sh build," \
 	  "or name a Lua 5.4 by LUA_PC= or LUA_DIR=" >&2; exit 1; })
-	@printf '%s\n' '$(COMPILE) $(LINK) $(LUA_LIBS)' | cmp -s - $@ || \
-	  printf '%s\n' '$(COMPILE) $(LINK) $(LUA_LIBS)' >$@
+	@printf '%s\n' '$(COMPILE) $(WHOLE) $(LINK) $(LUA_LIBS)' | cmp -s - $@ || \
+	  printf '%s\n' '$(COMPILE) $(WHOLE) $(LINK) $(LUA_LIBS)' >$@
+.PHONY: FORCE
 FORCE:
 
 $(B)/core/%.o: core/%.c $(B)/flags
 	@mkdir -p $(@D)
-	$(made) $(COMPILE) -MMD -MP -c -o $@ $<
+	$(made) $(COMPILE) $(WHOLE) -MMD -MP -c -o $@ $<
 
 $(B)/modules.c: scripts/embed.lua $(LUA_SRC) $(B)/modules.list
 	$(made) $(LUA) scripts/embed.lua $@ $(LUA_SRC)
@@ -221,26 +226,26 @@ $(B)/libplua.a: $(OBJ) $(B)/objects.list
 	$(made) $(AR) rcs $@ $(OBJ)
 
 $(B)/$(SO): $(OBJ) $(B)/objects.list
-	$(made) $(MODULE) -Wl,-soname,libplua.so.$(SOMAJOR) -o $@ $(OBJ) $(LUA_SHARED)
+	$(made) $(MODULE) $(APART) -Wl,-soname,libplua.so.$(SOMAJOR) -o $@ $(OBJ) $(LUA_SHARED)
 	@ln -sf $(SO) $(B)/libplua.so.$(SOMAJOR)
 	@ln -sf libplua.so.$(SOMAJOR) $(B)/libplua.so
 
 # Lua's own functions stay undefined: the interpreter that loads the module has them.
 $(B)/lua/plua/core.so: $(OBJ) $(B)/objects.list
 	@mkdir -p $(@D)
-	$(made) $(MODULE) -o $@ $(OBJ)
+	$(made) $(MODULE) $(WHOLE) -o $@ $(OBJ)
 
 $(B)/plua: $(B)/core/main.o $(B)/core/modules.o $(B)/libplua.a
-	$(made) $(LINK) -Wl,-E -o $@ $^ $(LUA_LIBS)
+	$(made) $(LINK) $(WHOLE) -Wl,-E -o $@ $^ $(LUA_LIBS)
 
 $(B)/kit/%.so: spec/kit/%.c $(B)/libplua.a $(B)/flags
 	@mkdir -p $(@D)
-	$(made) $(COMPILE) -MMD -MP -fvisibility=default -shared -Wl,-Bsymbolic $(SANLINK) -o $@ $< \
+	$(made) $(COMPILE) $(APART) -MMD -MP -fvisibility=default -shared -Wl,-Bsymbolic $(SANLINK) -o $@ $< \
 	  $(B)/libplua.a -pthread
 
 $(B)/host/%: spec/host/%.c $(B)/libplua.a $(B)/flags
 	@mkdir -p $(@D)
-	$(made) $(COMPILE) -MMD -MP $(SANLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
+	$(made) $(COMPILE) $(APART) -MMD -MP $(SANLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
 
 # Preloaded into programs, so without sanitizers.
 $(B)/preload/%.so: spec/preload/%.c $(B)/flags
