@@ -49,7 +49,8 @@ static void place(lua_State *volatile *set, size_t cap, lua_State *L) {
    before its size is. */
 static bool enlarge(struct stop *s) {
   size_t cap = s->cap ? 2 * s->cap : CAP_MIN;
-  lua_State *volatile *old = s->set, *volatile *fresh = calloc(cap, sizeof *fresh);
+  size_t pointer = sizeof(void *);
+  lua_State *volatile *old = s->set, *volatile *fresh = calloc(cap, pointer);
   if (!fresh) return false;
   for (size_t i = 0; i < s->cap; i++)
     if (old[i]) place(fresh, cap, old[i]);

@@ -455,6 +455,15 @@ describe("plua, when things go wrong,", function()
     assert.equal("", result.err)
   end)
 
+  it("ends quietly where items print to a pipe that is closed", function()
+    local path <const> = helper.script("local plua = require 'plua'\n" ..
+      "plua.each(function(i) print(i) end, plua.range(1, 100000), { workers = 2 })")
+    local result <const> = helper.run(helper.plua .. " " .. path ..
+      " | head -1; echo ${PIPESTATUS[0]}")
+    assert.equal("141", result.out:match("(%d+)\n$"))
+    assert.equal("", result.err)
+  end)
+
   it("ends quietly even if it was started with SIGPIPE ignored", function()
     local path <const> = helper.script("for i = 1, 1e6 do print(i) end")
     local result <const> = helper.run(("trap '' PIPE; %s %s | head -1"):format(helper.plua, path))

@@ -7,7 +7,7 @@
 
 local M <const> = {}
 
-local EX_FAILED <const>, EX_USAGE <const>, SIGINT <const> = 1, 2, 2
+local EX_FAILED <const>, EX_USAGE <const>, SIGINT <const>, SIGPIPE <const> = 1, 2, 2, 13
 
 local USAGE <const> = [=[
 usage: plua [options] [script [args]]
@@ -238,6 +238,10 @@ end
 local function execute(host, f, ...)
   local signal = 0
   local function handler(err)
+    if is_plua_error(err) and err.signal == "SIGPIPE" then -- nobody reads what the items print
+      signal = SIGPIPE
+      return nil
+    end
     local stop <const> = host.interrupted() and type(err) == "string" and err:find("interrupted!$")
     signal = stop and SIGINT or 0
     local text <const> = describe(err, host.prefix) -- no tail call: the traceback counts levels
@@ -245,6 +249,7 @@ local function execute(host, f, ...)
   end
   local results <const> = table.pack(host.call(handler, f, ...))
   if results[1] then return 0, 0, table.unpack(results, 2, results.n) end
+  if signal == SIGPIPE then return EX_FAILED, signal end
   io.stdout:flush()
   io.stderr:write(tostring(results[2]), "\n")
   return EX_FAILED, signal
