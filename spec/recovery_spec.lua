@@ -394,8 +394,9 @@ math.randomseed(seed)
 local kills = 0
 local function alive()
   local file = io.open("/proc/" .. parent .. "/stat")
-  local state = file and file:read("a"):match("%) (%a)")
+  local text = file and file:read("a") -- nil once it is gone, though it could be opened
   if file then file:close() end
+  local state = text and text:match("%) (%a)")
   return state and state ~= "Z"
 end
 while alive() do

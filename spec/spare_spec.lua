@@ -21,7 +21,8 @@ pool:map(twice, plua.range(1, 50))
 local living = 0
 for _, pid in ipairs(kit.children()) do
   local stat <close> = io.open(("/proc/%%d/stat"):format(pid))
-  local state = stat and stat:read("a"):match("%%) (%%a)")
+  local text = stat and stat:read("a")
+  local state = text and text:match("%%) (%%a)")
   assert(state ~= "Z", "a child that ended was never waited for")
   living = living + 1
 end
