@@ -43,7 +43,7 @@ clang   := $(findstring clang,$(notdir $(firstword $(CC))))
 variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(if $(LUA_DIR),ownlua))
 B       := build$(if $(variant),/$(subst $(none) $(none),-,$(variant)))
 
-SRC     := $(filter-out core/main.c,$(wildcard core/*.c))
+SRC     := $(filter-out core/main.c $(if $(FAIL),,core/fail.c),$(wildcard core/*.c))
 OBJ     := $(SRC:core/%.c=$(B)/core/%.o)
 LUA_SRC := $(sort $(wildcard lua/plua/*.lua))
 MAN     := $(wildcard core/plua.1)

@@ -6,6 +6,7 @@
    Knows rings, slots and words. Does not know jobs, retries or Lua. SPDX-License-Identifier: MIT */
 #include <fcntl.h>
 
+#include "fail.h"
 #include "local.h"
 
 static void give_back(struct local *l) {
@@ -128,6 +129,7 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
   if (p->broken) return 0;
   int r = ring_peek(&p->ring, &l->frame);
   if (r == 0) return 0;
+  FAIL_POINT(P_DRAIN);
   e->worker = (int)(p - l->peer);
   e->pid = p->pid;
   if (r < 0) return fault(l, p, e);
@@ -196,6 +198,7 @@ static void forget_peer(struct local *l, struct peer *p) {
 }
 
 static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
+  FAIL_POINT(P_DEATH);
   if (tell_orphan(l, p, e)) return 1;
   uint64_t word = atomic_load(&p->slice->word);
   if (word == WORD_HOLD) word = p->word;

@@ -10,6 +10,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "fail.h"
 #include "local.h"
 
 static struct local *self(struct link *l) {
@@ -40,7 +41,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
   struct board_view *v = &l->team.view;
   unsigned lane = b->urgent ? LANE_URGENT : LANE_NORMAL;
   if (l->posted[i].state != OUT_NONE) IMPOSSIBLE("slot posted twice");
-  if (!board_room(v, lane)) return -EAGAIN;
+  if (!board_room(v, lane) || FAIL_ERROR(P_DISPATCH)) return -EAGAIN;
   struct slot *s = &v->slot[i];
   s->job = b->job;
   s->first = b->first;
@@ -57,6 +58,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
 
 static void local_flush(struct link *link) {
   struct local *l = self(link);
+  FAIL_POINT(P_BELL);
   if (l->fresh) board_wake(&l->team.view, (int)l->fresh);
   l->fresh = 0;
 }
@@ -75,6 +77,7 @@ static int local_retract(struct link *link, unsigned i, unsigned keep) {
   struct posted *p = &l->posted[i];
   struct board_view *v = &l->team.view;
   if (p->state == OUT_NONE) return -1;
+  FAIL_POINT(P_TAKEBACK);
   if (p->state == OUT_READY && board_withdraw(v, i, p->seq)) {
     p->state = OUT_NONE;
     return 0;
@@ -92,6 +95,7 @@ static int local_retract(struct link *link, unsigned i, unsigned keep) {
 
 static void local_release(struct link *link, unsigned i) {
   struct local *l = self(link);
+  FAIL_POINT(P_RELEASE);
   if (l->posted[i].state == OUT_NONE) IMPOSSIBLE("slot released twice");
   l->posted[i].state = OUT_NONE;
 }
@@ -159,7 +163,8 @@ static int local_start(struct link *link, int number) {
   if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) err = spare_make(l);
   if (!err) err = process_make(l, w, &p->proc);
   if (err) return err;
-  if (p->proc.fd >= 0) err = watch(l, p->proc.fd, w);
+  err = FAIL_ERROR(P_WATCH);
+  if (!err && p->proc.fd >= 0) err = watch(l, p->proc.fd, w);
   if (err) {
     int sig, status;
     proc_signal(&p->proc, SIGKILL);
@@ -173,12 +178,14 @@ static int local_start(struct link *link, int number) {
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;
+  FAIL_POINT(P_GO);
   atomic_store(&p->slice->go, 1);
   return 0;
 }
 
 static void local_retire(struct link *link, int w) {
   struct local *l = self(link);
+  FAIL_POINT(P_RETIRE);
   if (w < 0)
     atomic_store(&l->team.view.board->closed, l->closed = true);
   else if (l->peer[w].state != P_NONE)
@@ -191,6 +198,7 @@ static int local_hold(struct link *link, unsigned slot, unsigned low, unsigned h
   int w = taker(l, slot);
   struct peer *p = w < 0 ? NULL : &l->peer[w];
   if (!p || p->state != P_ALIVE || p->broken) return -1;
+  FAIL_POINT(P_HOLD);
   uint64_t word = atomic_load(&p->slice->word);
   do {
     if (word == WORD_HOLD || word_seq(word) != l->posted[slot].seq) return -1;
@@ -206,6 +214,7 @@ static int local_hold(struct link *link, unsigned slot, unsigned low, unsigned h
 static void local_resume(struct link *link, int w) {
   struct peer *p = &self(link)->peer[w];
   if (p->state != P_HELD) return;
+  FAIL_POINT(P_RESUME);
   atomic_store(&p->slice->word, p->word);
   p->state = P_ALIVE;
 }
@@ -223,11 +232,13 @@ static int local_running(struct link *link, unsigned slot, unsigned *k) {
 static void local_interrupt(struct link *link, int w, unsigned slot, unsigned k) {
   struct local *l = self(link);
   struct peer *p = &l->peer[w];
+  FAIL_POINT(P_INTERRUPT);
   atomic_store(&p->slice->interrupt, word_make(l->posted[slot].seq, k + 1, 0));
   if (p->state == P_ALIVE) proc_signal(&p->proc, SIGURG);
 }
 
 void local_kill_peer(struct peer *p) {
+  FAIL_POINT(P_KILL);
   if (p->state == P_ALIVE || p->state == P_HELD) proc_signal(&p->proc, SIGKILL);
 }
 
@@ -240,6 +251,7 @@ static void local_kill(struct link *link, int w) {
 /* Closing a pidfd is not enough: workers forked since hold copies, so epoll would go on telling. */
 static void mark_ended(struct local *l, uint32_t w) {
   struct peer *p = &l->peer[w];
+  FAIL_POINT(P_REAP);
   epoll_ctl(l->team.epoll_fd, EPOLL_CTL_DEL, p->proc.fd, NULL);
   proc_reap(&p->proc, &p->signal, &p->status);
   p->state = P_ENDED;
@@ -256,6 +268,8 @@ static int poll_set(struct local *l, struct epoll_event *e, int max, int64_t tim
 int local_look(struct local *l, int64_t timeout_ns) {
   struct epoll_event e[64];
   uint64_t count;
+  int failed = FAIL_ERROR(P_SLEEP);
+  if (failed) return failed;
   int n = poll_set(l, e, 64, timeout_ns), err = n < 0 ? -errno : n;
   for (int i = 0; i < n; i++) {
     if (e[i].data.u32 < l->team.cap)
@@ -336,6 +350,7 @@ void local_heal(struct local *l, bool anyway) {
   struct board_view *v = &l->team.view;
   uint32_t sleepers = 0;
   l->healthy_ns = now_ns();
+  FAIL_POINT(P_HEAL);
   kill_stuck(l);
   if (!anyway && !spoilt(l)) return;
   for (unsigned i = 0; i < l->lives; i++)
@@ -395,6 +410,7 @@ static int local_next(struct link *link, struct link_event *e) {
 static void local_close(struct link *link) {
   struct local *l = self(link);
   bool ours = l->team.owner == getpid();
+  FAIL_POINT(P_CLOSE);
   for (unsigned i = 0; ours && i < l->lives; i++) local_kill(link, l->live[i]);
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
@@ -445,6 +461,7 @@ static size_t ring_size_for(const plua_options *o) {
 }
 
 int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks) {
+  fail_reset();
   struct local *l = calloc(1, sizeof *l);
   if (!l) return -ENOMEM;
   unsigned cap = o->workers < 128 ? 256 : 2 * (unsigned)o->workers;

@@ -4,6 +4,7 @@
    Knows sched, the store and a backend through link.h. Does not know processes or Lua.
    SPDX-License-Identifier: MIT */
 #include "pool.h"
+#include "fail.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -231,7 +232,8 @@ int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
   if (!j) return no_job(p, id);
   if (j->positions) return pool_say(p, PLUA_EARG, "plua_put: the job's items have no payloads");
   if (p->put_job) return pool_say(p, PLUA_EARG, "plua_put: an item is being put already");
-  int err = store_begin(p->store, id, out);
+  int err = FAIL_ERROR(P_PUT);
+  if (!err) err = store_begin(p->store, id, out);
   if (!err) p->put_job = id;
   return err;
 }

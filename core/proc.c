@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "fail.h"
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -59,10 +60,12 @@ int proc_adopt(struct proc *p, pid_t pid) {
 }
 
 int proc_fork(struct proc *p) {
+  int err = FAIL_ERROR(P_FORK);
+  if (err) return err;
   pid_t pid = fork();
   if (pid < 0) return -errno;
   if (pid == 0) return 0;
-  int err = proc_adopt(p, pid);
+  err = proc_adopt(p, pid);
   return err < 0 ? err : 1;
 }
 

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdarg.h>
 
+#include "fail.h"
 #include "pool.h"
 
 #define STOPPED_NS 200000000
@@ -48,6 +49,7 @@ void pool_release(struct plua_pool *p) {
 }
 
 static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
+  FAIL_POINT(P_DELIVER);
   p->lent_job = job;
   p->lent_index = index;
 }

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "fail.h"
 
 /* A header is len:28 kind:4 in its first word, the tag in its second. */
 #define LEN_BITS 28
@@ -71,6 +72,7 @@ unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room) {
 
 void ring_publish(struct ring *r, unsigned kind, uint32_t tag, uint32_t len) {
   header_write(r->data + (r->at & (r->size - 1)), len | (uint32_t)kind << LEN_BITS, tag);
+  FAIL_POINT(W_PUBLISH_MID);
   r->tail = r->at + span(len);
   atomic_store_explicit(&r->shared->tail, r->tail, memory_order_release);
 }

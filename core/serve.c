@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fail.h"
 #include "team.h"
 
 enum {
@@ -55,12 +56,14 @@ static void doorbell(struct server *s) {
   if (!atomic_exchange(&s->team->view.board->asleep, 0)) return;
   uint64_t one = 1;
   ssize_t n;
+  FAIL_POINT(W_WAKE);
   do n = write(s->team->bell_fd, &one, sizeof one);
   while (n < 0 && errno == EINTR);
   if (n < 0 && errno != EAGAIN) s->deaf = true; /* our pidfd will ring */
 }
 
 static void wait_owner(struct server *s) {
+  FAIL_POINT(W_WAIT);
   doorbell(s);
   ring_wait_room(&s->ring, WAIT_MS);
   if (s->deaf) _exit(STATUS_BOARD);
@@ -73,6 +76,7 @@ static int spill_touch(struct spill *p, size_t end) {
   if (end <= p->touched) return 0;
   size_t upto = (end + 0xffff) & ~(size_t)0xffff;
   if (upto > p->size) upto = p->size;
+  if (FAIL_ERROR(W_SPILL)) return -ENOMEM;
 #ifdef MADV_POPULATE_WRITE
   int r;
   do r = madvise(p->base + p->touched, upto - p->touched, MADV_POPULATE_WRITE);
@@ -149,8 +153,10 @@ static void reply_begin(struct server *s) {
 
 static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
   size_t len = (size_t)(s->out.at - s->out.begin);
+  FAIL_POINT(W_PUBLISH_BEFORE);
   if (LIKELY(!s->spilled)) {
     ring_publish(&s->ring, kind, tag, (uint32_t)len);
+    FAIL_POINT(W_PUBLISH_AFTER);
     return;
   }
   struct spill *p = &s->spill;
@@ -160,6 +166,7 @@ static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
   p->at += (len + 63) & ~(size_t)63;
   p->sent++;
   ring_publish(&s->ring, kind | FRAME_SPILLED, tag, sizeof f);
+  FAIL_POINT(W_PUBLISH_AFTER);
 }
 
 /* A frame of our own: fixed body of at most ROOM_MIN bytes. */
@@ -235,6 +242,7 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
   if (call) item.call = s->team->base + call;
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
+  FAIL_POINT(W_TAKE);
   say(s, FRAME_BEGIN, i, &seq, sizeof seq);
   struct stopwatch watch = {0};
   int64_t start = now_ns();
@@ -243,12 +251,14 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
     if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
     if (watch.left-- == 0) clock_read(&watch);
     count++;
+    FAIL_POINT(W_BEGIN);
     item.index = first + (unsigned)k;
     if (cursor) cursor = payload_at(s->team, cursor, &item.data, &item.len);
     run_one(s, &item, seq, (uint32_t)k, watch.since);
   }
   if (spent(s)) return false; /* the owner sees from the word how far it came */
   int64_t took = now_ns() - start;
+  FAIL_POINT(W_END);
   say(s, FRAME_END, count, &took, sizeof took);
   return true;
 }
@@ -260,6 +270,7 @@ static bool idle(struct server *s, uint32_t bell) {
   atomic_store(&s->slice->sleeping,
                DROWSY); /* before the bell: an owner that missed it sees this */
   doorbell(s);
+  FAIL_POINT(W_IDLE);
   board_sleep(&s->team->view, bell, IDLE_MS, &s->slice->sleeping);
   return true;
 }
@@ -274,6 +285,7 @@ static void take_all(struct server *s) {
       v->ring = false;
       doorbell(s);
     }
+    if (i >= 0) FAIL_POINT(W_DEQ);
     go = i >= 0 ? run_batch(s, (uint32_t)i, seq) : idle(s, bell);
     if (atomic_load_explicit(&s->slice->retire, memory_order_relaxed)) go = false;
   }
@@ -291,6 +303,7 @@ static void wait_for_go(const struct server *s) {
 static void body(void *arg) {
   struct server *s = arg;
   const plua_tasks *t = &s->team->tasks;
+  FAIL_POINT(W_ENTER);
   reply_begin(s);
   if (t->enter && t->enter(t->ctx, &s->self, &s->out)) {
     reply_publish(s, FRAME_BOOT, 0);
@@ -298,11 +311,14 @@ static void body(void *arg) {
     fflush(NULL);
     _exit(STATUS_GUARD);
   }
+  FAIL_POINT(W_READY);
   say(s, FRAME_UP, 0, NULL, 0);
   take_all(s);
+  FAIL_POINT(W_LEAVE);
   reply_begin(s);
   if (t->leave && t->leave(t->ctx, &s->out)) reply_publish(s, FRAME_LEFT, 0);
   doorbell(s);
+  FAIL_POINT(W_BYE);
   fflush(NULL);
   _exit(0);
 }
@@ -366,6 +382,7 @@ static void close_ours(const struct team *t) {
 _Noreturn void serve(struct team *t, unsigned w) {
   static struct server server; /* this process is a worker and nothing else */
   struct server *s = &server;
+  FAIL_POINT(W_BOOT);
   proc_child(t->owner, &t->signals);
   close_ours(t);
   on_exit(leave_at_once, NULL);
@@ -379,6 +396,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
   listen(s);
   wait_for_go(s);
+  FAIL_POINT(W_GO);
   if (t->tasks.guard)
     t->tasks.guard(t->tasks.ctx, body, s);
   else

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fail.h"
 #include "team.h"
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
@@ -35,6 +36,7 @@ static void answer(struct board *b, uint32_t done, int pid) {
 
 _Noreturn void spare_serve(struct team *t) {
   struct board *b = t->view.board;
+  FAIL_POINT(S_BOOT);
   proc_child(t->owner, &t->signals);
   if (!(t->flags & PLUA_KEEP_FDS)) proc_close_others(t->bell_fd);
   int pid = 0;
@@ -52,8 +54,10 @@ _Noreturn void spare_serve(struct team *t) {
       futex_wait(&b->spare_ask, ask, 10);
       continue;
     }
-    pid = proc_fork_sibling(&b->spare_pid);
+    pid = FAIL_ERROR(S_FORK);
+    if (!pid) pid = proc_fork_sibling(&b->spare_pid);
     if (pid == 0) serve(t, w);
+    FAIL_POINT(S_ANSWER);
     done = ask;
     answer(b, done, pid);
   }
@@ -71,6 +75,7 @@ pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
   struct board *b = t->view.board;
   uint32_t ask = ++t->asks, done;
   atomic_store(&b->spare_pid, 0);
+  FAIL_POINT(P_SPARE);
   for (int tries = 0; tries < 500; tries++) {
     request(t, ask, w);
     done = atomic_load(&b->spare_done);

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 
 #include "base.h"
+#include "fail.h"
 
 enum { HEAD = 8, WARM_MAX = 32 }; /* WARM_MAX: free segments that keep their memory */
 
@@ -61,6 +62,8 @@ static int back_with_memory(struct store *s, uint64_t i) {
     s->warm_free--;
     return 0;
   }
+  err = FAIL_ERROR(P_STORE);
+  if (err) return err;
   do err = posix_fallocate(s->fd, (off_t)place(s, i), SEGMENT);
   while (err == EINTR);
   g->warm = !err;

@@ -11,6 +11,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "fail.h"
+
 static size_t page_up(size_t n) {
   return (n + 4095) & ~(size_t)4095;
 }
@@ -66,6 +68,7 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   if (!err) err = open_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), &t->bell_fd);
   if (!err) err = open_fd(epoll_create1(EPOLL_CLOEXEC), &t->epoll_fd);
   if (!err) err = watch_bell(t);
+  if (!err) err = FAIL_ERROR(P_OPEN);
   if (!err) err = map(t);
   if (err)
     team_close(t);

@@ -12,6 +12,7 @@
 
 #include "base.h"
 #include "codec.h"
+#include "fail.h"
 
 static const char runtime_key;
 
@@ -222,6 +223,7 @@ static int runner_reply(struct runner *r, plua_out *out, size_t start) {
 
 int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
                   uint64_t index) {
+  FAIL_POINT(W_ENCODE);
   if (UNLIKELY(late)) return runner_timeout(r, out, start, index);
   return status == LUA_OK ? runner_reply(r, out, start) : runner_error(r, out, start, index);
 }

@@ -7,6 +7,7 @@
 
 #include "base.h"
 #include "codec.h"
+#include "fail.h"
 #include "worker.h"
 
 /* Why codec_read refused: the reason that it pushed, if it did. */
@@ -152,6 +153,7 @@ static bool push_one(struct runner *r, const plua_item *item) {
   case FROM_BYTES:
     break;
   }
+  FAIL_POINT(W_DECODE);
   return codec_read(r->L, item->data, item->len, NULL) == 1;
 }
 
@@ -210,6 +212,7 @@ static void job_enter(struct runner *r, uint64_t job) {
 static bool job_decode(struct runner *r, const plua_item *item) {
   lua_State *L = r->L;
   int top = lua_gettop(L);
+  FAIL_POINT(W_DECODE);
   if (codec_read(L, item->call, item->call_len, NULL) != CALL_WORDS) return false;
   struct call call = {
     .mode = (enum call_mode)lua_tointeger(L, top + 1),
@@ -255,6 +258,7 @@ static bool job_switch(struct runner *r, const plua_item *item) {
 static int run_apply(struct runner *r, const plua_item *item, plua_out *out) {
   lua_State *L = r->L;
   lua_pushvalue(L, SLOT_F);
+  FAIL_POINT(W_DECODE);
   int n = codec_read(L, item->data, item->len, NULL);
   if (UNLIKELY(n < 1))
     return runner_refuse(r, out, FAILED_ENCODE, unread(L, "arguments cannot be read"));

@@ -47,7 +47,7 @@ describe("the layers check", function()
 
   it("refuses an include of what stands above, and names file and line", function()
     refused({ ["core/ring.c"] = '#include "base.h"\n#include "pool.h"\n' },
-      "core/ring.c:2: pool.h: ring may include only: base plua")
+      "core/ring.c:2: pool.h: ring may include only: fail base plua")
   end)
 
   it("refuses a neighbour of the same layer", function()
