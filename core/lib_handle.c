@@ -167,6 +167,7 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
   options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0);
   lua_pop(L, 1);
   h->runner.process = true;
+  h->runner.memory = (size_t)field(L, "memory", 0);
   lua_getfield(L, 2, "timed");
   h->runner.timed = !h->once || lua_toboolean(L, -1);
   lua_pop(L, 1);

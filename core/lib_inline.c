@@ -217,7 +217,7 @@ enum { NESTED_MAX = 40 }; /* each level takes some of Lua's 200 levels of C */
 /* One of the task table's functions, by p->answer on the way in. */
 static int protected_call(lua_State *L) {
   struct inliner *p = lua_touserdata(L, 1);
-  const plua_self self = {0, getpid(), getpid()};
+  const plua_self self = {.pid = getpid(), .parent = getpid()};
   lua_settop(L, 0);
   if (p->answer == DO_ENTER) {
     p->answer = p->tasks.enter(p->r, &self, &p->reply.out);

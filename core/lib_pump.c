@@ -37,6 +37,7 @@ static const char *kind_of(const plua_event *ev) {
   if (ev->what == PLUA_BOOT) return "init";
   if (ev->what == PLUA_LEFT) return "error";
   if (ev->what == PLUA_RESULT && ev->failed == FAILED_TIMEOUT) return "timeout";
+  if (ev->what == PLUA_RESULT && ev->failed == FAILED_MEMORY) return "memory";
   if (ev->what == PLUA_RESULT) return ev->failed == FAILED_ENCODE ? "encode" : "error";
   switch (ev->code) {
   case PLUA_ECRASH:

@@ -85,6 +85,8 @@ typedef struct plua_self {
   int worker;   /* 1 .. workers; a replacement keeps the number of the one it replaces */
   pid_t pid;    /* its process */
   pid_t parent; /* the pool's owner */
+  int
+    *spent; /* its process's; set non-zero, it is replaced once its item is done, as by max_tasks */
 } plua_self;
 
 /* One item, as 'run' sees it. The bytes are read-only and valid until 'run' returns. */

@@ -42,6 +42,7 @@ struct server {
   struct spill spill;
   bool spilled; /* the message under way lies in the spill area */
   bool deaf;    /* the doorbell cannot be rung: leave after publishing */
+  int worn;     /* the tasks want this process replaced */
   unsigned me;
   uint64_t from[LANES], mine;
   uint64_t ran;
@@ -229,7 +230,7 @@ static void clock_read(struct stopwatch *w) {
 }
 
 static bool spent(const struct server *s) {
-  return s->deaf || (s->team->max_tasks && s->ran >= s->team->max_tasks);
+  return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
 
 /* Runs a batch. False: this worker must not take another item. */
@@ -391,7 +392,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   unmap_others(t, w);
   *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = mark_process()};
   s->out.more = more;
-  s->self = (plua_self){(int)w + 1, getpid(), t->owner};
+  s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
   ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
   listen(s);

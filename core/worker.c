@@ -32,7 +32,7 @@ struct runtime *runtime_of(lua_State *L) {
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
-static bool is_ours(const struct runtime *rt, const lua_Debug *ar) {
+bool is_ours(const struct runtime *rt, const lua_Debug *ar) {
   return rt->ours && strncmp(ar->source, rt->ours, strlen(rt->ours)) == 0;
 }
 
@@ -129,7 +129,7 @@ static void pass_on(lua_State *L) {
 
 /* Writes the error on top of the stack, as pcall left it: message, traceback, where, value, index
    (nil when the parent knows it). */
-int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) {
+static int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) {
   lua_State *L = r->L;
   int report = lua_gettop(L), first = report + 1;
   luaL_checkstack(L, 12, NULL);
@@ -180,6 +180,31 @@ static int runner_timeout(struct runner *r, plua_out *out, size_t start, uint64_
   return err < 0 ? err : FAILED_TIMEOUT;
 }
 
+/* The reply of an item that memory ran out for; the error is on top of the stack. */
+static int runner_memory(struct runner *r, plua_out *out, size_t start, uint64_t index) {
+  lua_State *L = r->L;
+  int report = lua_gettop(L);
+  luaL_checkstack(L, 12, NULL);
+  memory_report(L); /* stack: ..., error, message, where */
+  lua_pushnil(L);
+  if (lua_type(L, report) == LUA_TTABLE)
+    lua_rawgeti(L, report, 2);
+  else
+    lua_pushnil(L);
+  lua_rotate(L, report + 2, -1); /* stack: ..., error, message, value, traceback, where */
+  if (index)
+    lua_pushinteger(L, (lua_Integer)index);
+  else
+    lua_pushnil(L);
+  int err = write_again(L, 5, out, start);
+  return err < 0 ? err : FAILED_MEMORY;
+}
+
+int runner_failed(struct runner *r, int status, plua_out *out, size_t start, uint64_t index) {
+  return memory_failed(r->L, status) ? runner_memory(r, out, start, index)
+                                     : runner_error(r, out, start, index);
+}
+
 int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {
   lua_State *L = r->L;
   lua_pushstring(L, message);
@@ -225,7 +250,8 @@ int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t
                   uint64_t index) {
   FAIL_POINT(W_ENCODE);
   if (UNLIKELY(late)) return runner_timeout(r, out, start, index);
-  return status == LUA_OK ? runner_reply(r, out, start) : runner_error(r, out, start, index);
+  return status == LUA_OK ? runner_reply(r, out, start)
+                          : runner_failed(r, status, out, start, index);
 }
 
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m) {
@@ -264,10 +290,13 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
   item_begins(r, item, index, &m);
   random_item(L, r->rt, r->call.seed, index);
   stop_arm(r);
+  memory_arm(r);
   int status = lua_pcall(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, SLOT_HANDLER);
+  memory_disarm(r);
   bool late = stop_disarm(r);
   item_ends(r, &m);
   int answer = runner_answer(r, status, late, out, start, 0);
   lua_settop(L, SLOTS);
+  memory_settle(r);
   return answer;
 }

@@ -11,6 +11,7 @@
 #include "plua.h"
 
 struct lua_State;
+struct lua_Debug;
 
 /* ---- the running side of one Lua state ----------------------------------------------------- */
 
@@ -56,7 +57,7 @@ enum call_source {
 };
 
 /* What 'run' answers for a reply that is an error. */
-enum { FAILED_ERROR = 1, FAILED_ENCODE = 2, FAILED_TIMEOUT = 3 };
+enum { FAILED_ERROR = 1, FAILED_ENCODE = 2, FAILED_TIMEOUT = 3, FAILED_MEMORY = 4 };
 
 /* What a job asks of its items, beside the functions. */
 struct call {
@@ -73,13 +74,16 @@ struct runner {
   struct lua_State *host; /* the thread that forks: set before each fork */
   struct lua_State *L;    /* the items' thread: set in the process that runs them */
   struct runtime *rt;
-  int keep;         /* registry reference of the table of slots */
-  bool process;     /* a process of its own, so what belongs to a process may change */
-  bool timed;       /* its items may have a timeout */
-  int cores;        /* for OMP_NUM_THREADS and its like: cores for each worker */
-  struct call call; /* pools: that of 'job' */
-  uint64_t job;     /* pools: whose functions the slots hold; 0: none yet */
-  unsigned known;   /* pools: jobs in the table of jobs */
+  int keep;          /* registry reference of the table of slots */
+  bool process;      /* a process of its own, so what belongs to a process may change */
+  bool timed;        /* its items may have a timeout */
+  bool generational; /* the host's collector was made ready for workers */
+  size_t memory;     /* bytes that a worker may use beyond what it inherits; 0: no limit */
+  int *spent;        /* set, this worker is replaced after its item */
+  int cores;         /* for OMP_NUM_THREADS and its like: cores for each worker */
+  struct call call;  /* pools: that of 'job' */
+  uint64_t job;      /* pools: whose functions the slots hold; 0: none yet */
+  unsigned known;    /* pools: jobs in the table of jobs */
 };
 
 enum slot { SLOT_HANDLER = 1, SLOT_F, SLOT_REDUCE, SLOT_DATA, SLOT_INIT, SLOT_FINISH, SLOT_JOBS };
@@ -105,6 +109,9 @@ int runner_refuse(struct runner *r, plua_out *out, int failed, const char *messa
 /* Pushes file:line of the innermost Lua function that runs and is not plua's, or nil. */
 void push_where(struct lua_State *L);
 
+/* Whether a function is one of plua's own modules; ar was filled with "S". */
+bool is_ours(const struct runtime *rt, const struct lua_Debug *ar);
+
 /* The message handler of all calls. */
 int runner_handler(struct lua_State *L);
 
@@ -116,18 +123,21 @@ struct mark {
 
 /* The parts of runner_call, for those who call by themselves: before and after the user's code;
    the reply from what its pcall answered and left above the slots, or 'late', as stop_disarm tells;
-   from the error on top. 'start' is what 'out' held before; 'index' (from 1; 0: the item's own) is
-   the item to blame. */
+   from the error on top, which pcall answered 'status' for. 'start' is what 'out' held before;
+   'index' (from 1; 0: the item's own) is the item to blame. */
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m);
 void item_ends(struct runner *r, const struct mark *m);
 int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
                   uint64_t index);
-int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index);
+int runner_failed(struct runner *r, int status, plua_out *out, size_t start, uint64_t index);
 
 /* ---- worker_stop.c: items that run for too long --------------------------------------------- */
 
 /* In a worker's process, once, before its first item. */
-void stop_open(struct runner *r);
+void stop_open(void);
+/* The block of a new thread, not yet made; that of one that is about to go. */
+void stop_made(void *block);
+void stop_gone(void *block);
 /* Around an item's own code: whether it was told to end meanwhile. It has no hooks left then. */
 void stop_arm(const struct runner *r);
 bool stop_disarm(const struct runner *r);
@@ -135,6 +145,20 @@ bool stop_disarm(const struct runner *r);
 void stop_now(void *ctx);
 /* Pushes what runner_handler made of the place where it was told to end; empty if none was seen. */
 void stop_report(struct lua_State *L);
+
+/* ---- worker_memory.c: what a worker allocates ------------------------------------------------ */
+
+/* In a worker's process, once, before anything is allocated in it. */
+void memory_open(struct runner *r);
+/* Around an item's own code: there the worker's limit holds. */
+void memory_arm(const struct runner *r);
+void memory_disarm(const struct runner *r);
+/* Between two items: a worker that stays near its limit though it has collected is replaced. */
+void memory_settle(const struct runner *r);
+/* Whether what pcall answered, with the error on top, says that memory ran out. */
+bool memory_failed(struct lua_State *L, int status);
+/* Pushes what was refused, as a sentence, and the line that asked, or nil. */
+void memory_report(struct lua_State *L);
 
 /* The items of block b of n items: 512 blocks of 1, 512 of 2, 512 of 4, ... */
 void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi);

@@ -131,11 +131,14 @@ static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
   lua_pushvalue(L, SLOT_DATA);
   item_begins(r, item, f.lo, &m);
   stop_arm(r);
+  memory_arm(r);
   int status = lua_pcall(L, 4, 1, SLOT_HANDLER);
+  memory_disarm(r);
   bool late = stop_disarm(r);
   item_ends(r, &m);
   int answer = runner_answer(r, status, late, out, start, f.at + 1);
   lua_settop(L, SLOTS);
+  memory_settle(r);
   return answer;
 }
 

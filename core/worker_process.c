@@ -52,6 +52,8 @@ static int guard_outer(lua_State *L) {
 void runner_guard(void *ctx, void (*body)(void *arg), void *arg) {
   struct guarded g = {ctx, body, arg};
   lua_State *L = g.r->host;
+  stop_open();
+  memory_open(g.r);
   lua_sethook(L, NULL, 0, 0); /* the parent's: an interrupt that it has not seen yet, a debugger */
   if (!lua_checkstack(L, 4)) return;
   lua_pushcfunction(L, guard_outer);
@@ -102,7 +104,7 @@ static void become_process(struct runner *r, const plua_self *self) {
   rt->running = false;
   rt->worker = self->worker;
   limit_threads(r->cores);
-  stop_open(r);
+  r->spent = self->spent;
   __fpurge(stdin);        /* what the parent had read ahead is the parent's */
   on_exit(at_exit, NULL); /* a C library that calls exit() */
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
@@ -123,9 +125,11 @@ static int call_slot(struct runner *r, int slot, plua_out *out) {
   lua_pushvalue(L, slot);
   item_begins(r, &none, 0, &m);
   r->rt->running = false;
+  memory_arm(r);
   int status = lua_pcall(L, 0, 0, SLOT_HANDLER);
+  memory_disarm(r);
   item_ends(r, &m);
-  int answer = status == LUA_OK ? 0 : runner_error(r, out, start, 0);
+  int answer = status == LUA_OK ? 0 : runner_failed(r, status, out, start, 0);
   lua_settop(L, SLOTS);
   return answer;
 }

@@ -1,17 +1,16 @@
 /* worker_stop.c: ends an item that runs for too long, from a signal handler.
    The handler sets a hook on every Lua thread that may be running: the item's, and those made since
-   the worker began, which its allocator sees. The hook raises at the next instruction, and at each
-   one after that, so that no pcall of the item's keeps it alive; runner_call's own is the last.
-   Invariant: at any instruction the handler finds a set of threads in which none was freed; once an
-   item is over no thread has the hook. Nothing is armed, and nothing paid, before that.
-   Not reached: C code, __gc, threads older than the worker. Knows Lua; does not know clocks.
-   SPDX-License-Identifier: MIT */
+   the worker began, which its allocator (worker_memory.c) tells of. The hook raises at the next
+   instruction, and at each one after that, so that no pcall of the item's keeps it alive;
+   runner_call's own is the last. Invariant: at any instruction the handler finds a set of threads
+   in which none was freed; once an item is over no thread has the hook. Nothing is armed, and
+   nothing paid, before that. Not reached: C code, __gc, threads older than the worker. Knows Lua;
+   does not know clocks. SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
 #include <lua.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "worker.h"
 
@@ -19,9 +18,6 @@ enum { CAP_MIN = 64 };
 
 /* The worker's: a process has one. The handler reads what the rest writes, in the same thread. */
 struct stop {
-  lua_Alloc alloc; /* the one that was found */
-  void *ud;
-  size_t size;                       /* of a thread's block; 0: none was made yet */
   lua_State *volatile *volatile set; /* open addressing, linear probing; NULL: free */
   volatile size_t cap;               /* a power of 2 */
   size_t used;
@@ -72,7 +68,7 @@ static void drop(struct stop *s, const void *L) {
   size_t mask = s->cap - 1, at;
   if (!s->used) return;
   for (at = home(L, s->cap); s->set[at] != L; at = (at + 1) & mask)
-    if (!s->set[at]) return; /* some other block of a thread's size */
+    if (!s->set[at]) return; /* some other block of a thread's size, or inherited */
   for (size_t i = (at + 1) & mask; s->set[i]; i = (i + 1) & mask) {
     if (((i - home(s->set[i], s->cap)) & mask) < ((i - at) & mask)) continue;
     s->set[at] = s->set[i];
@@ -82,35 +78,23 @@ static void drop(struct stop *s, const void *L) {
   s->used--;
 }
 
-/* The allocator of a worker: the one that was found, and an eye on threads. A new thread is zeroed,
-   since the handler may set its hook before Lua has made it whole. */
-static void *watch(void *ud, void *block, size_t osize, size_t nsize) {
-  struct stop *s = ud;
-  if (block && osize == s->size && nsize == 0)
-    drop(s, (char *)block + LUA_EXTRASPACE);
-  else if (!block && osize == LUA_TTHREAD) {
-    void *fresh = s->alloc(s->ud, NULL, osize, nsize);
-    if (!fresh) return NULL;
-    memset(fresh, 0, nsize);
-    s->size = nsize;
-    add(s, (lua_State *)(void *)((char *)fresh + LUA_EXTRASPACE));
-    return fresh;
-  }
-  return s->alloc(s->ud, block, osize, nsize);
+static lua_State *thread_in(void *block) {
+  return (lua_State *)(void *)((char *)block + LUA_EXTRASPACE);
 }
 
-void stop_open(struct runner *r) {
+void stop_made(void *block) {
+  if (stop) add(stop, thread_in(block));
+}
+
+void stop_gone(void *block) {
+  if (stop) drop(stop, thread_in(block));
+}
+
+void stop_open(void) {
   struct stop *s = stop ? stop : calloc(1, sizeof *s);
   if (!s) return; /* then its items cannot be interrupted, and are killed */
   s->armed = s->hit = 0;
   stop = s;
-  if (!r->timed) return;
-  void *ud;
-  lua_Alloc now = lua_getallocf(r->L, &ud);
-  if (now == watch) return; /* a worker's worker: it has its threads */
-  s->alloc = now;
-  s->ud = ud;
-  lua_setallocf(r->L, watch, s);
 }
 
 /* ---- interrupting --------------------------------------------------------------------------- */
