@@ -12,6 +12,7 @@
 #include "base.h"
 #include "codec.h"
 #include "lib.h"
+#include "lines.h"
 
 /* ---- the seam: a pool, or the inliner -------------------------------------------------------- */
 
@@ -168,6 +169,7 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
   lua_pop(L, 1);
   h->runner.process = true;
   h->runner.memory = (size_t)field(L, "memory", 0);
+  lines_share();
   lua_getfield(L, 2, "timed");
   h->runner.timed = !h->once || lua_toboolean(L, -1);
   lua_pop(L, 1);

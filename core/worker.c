@@ -6,8 +6,6 @@
 
 #include <lauxlib.h>
 #include <lua.h>
-#include <stdio.h>
-#include <stdio_ext.h>
 #include <string.h>
 
 #include "base.h"
@@ -273,7 +271,7 @@ void item_ends(struct runner *r, const struct mark *m) {
   struct runtime *rt = r->rt;
   if (r->process) {
     rt->running = false;
-    if (__fpending(stdout)) fflush(stdout);
+    output_item_end();
     return;
   }
   *rt = m->rt;

@@ -160,6 +160,14 @@ bool memory_failed(struct lua_State *L, int status);
 /* Pushes what was refused, as a sentence, and the line that asked, or nil. */
 void memory_report(struct lua_State *L);
 
+/* ---- worker_output.c: what items print ------------------------------------------------------ */
+
+/* In a worker's process, once: from now on lines are written whole. */
+void output_open(struct lua_State *L);
+/* After an item, and before this process ends: writes what is left, unfinished lines too. */
+void output_item_end(void);
+void output_end(void);
+
 /* The items of block b of n items: 512 blocks of 1, 512 of 2, 512 of 4, ... */
 void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi);
 

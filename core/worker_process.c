@@ -66,7 +66,7 @@ void runner_guard(void *ctx, void (*body)(void *arg), void *arg) {
 
 /* Ends the process with what its files still hold written, and with nothing else of exit(). */
 static _Noreturn void leave_now(int status) {
-  fflush(NULL);
+  output_end();
   _exit(status);
 }
 
@@ -105,6 +105,7 @@ static void become_process(struct runner *r, const plua_self *self) {
   rt->worker = self->worker;
   limit_threads(r->cores);
   r->spent = self->spent;
+  output_open(L);
   __fpurge(stdin);        /* what the parent had read ahead is the parent's */
   on_exit(at_exit, NULL); /* a C library that calls exit() */
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
@@ -145,6 +146,6 @@ int runner_leave(void *ctx, plua_out *out) {
   struct runner *r = ctx;
   r->rt->leaving = r->process;
   int answer = call_slot(r, SLOT_FINISH, out);
-  if (r->process) fflush(NULL);
+  if (r->process) output_end();
   return answer;
 }

@@ -12,6 +12,7 @@ local C <const> = {
   ring = "fail base plua",
   board = "base plua",
   proc = "fail base plua",
+  lines = "base plua",
   sched = "base plua",
   store = "fail base plua",
   places = "base plua",
@@ -23,11 +24,11 @@ local C <const> = {
   ["local"] = "link team board ring proc fail base plua",
   hear = "local link team board ring proc fail base plua",
   stream = "link base plua",
-  worker = "codec link fail base plua",
+  worker = "codec lines link fail base plua",
   pump = "pool link sched store places fail base plua",
   watch = "pool link sched store places base plua",
   pool = "link sched store places fail base plua",
-  lib = "worker codec base plua",
+  lib = "worker codec lines base plua",
   main = "plua",
 }
 
