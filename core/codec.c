@@ -21,8 +21,8 @@ const char codec_keys[KEY_COUNT];
 static int room_gc(lua_State *L) {
   struct codec_room *room = lua_touserdata(L, 1);
   free(room->frames);
-  free(room->heap);
-  room->frames = room->heap = NULL;
+  codec_map_free(&room->heap);
+  room->frames = NULL;
   room->cap = 0;
   return 0;
 }
@@ -51,8 +51,7 @@ void codec_room_give(struct codec_room *room) {
     room->frames = NULL;
     room->cap = 0;
   }
-  free(room->heap);
-  room->heap = NULL;
+  codec_map_free(&room->heap);
   room->busy = 0;
 }
 

@@ -37,7 +37,7 @@ struct codec_room {
   int busy;
   void *frames; /* malloc'd; at most one user */
   size_t cap;
-  void *heap; /* malloc'd; the writer's map */
+  void *heap; /* blocks of the writer's map */
 };
 
 /* Pushes the room under 'key', made if need be, and marks it busy. May raise (memory). */
@@ -46,15 +46,23 @@ void *codec_room_take(lua_State *L, enum codec_key key, size_t size);
 /* Gives it back; memory beyond what small messages need is freed. */
 void codec_room_give(struct codec_room *room);
 
-/* Addresses met in a message, and where: open addressing, never full. */
+/* Addresses met in a message, and where: see codec_map.c. */
 struct codec_map_slot {
   const void *p;
   size_t at;
 };
+struct codec_map_region {
+  uintptr_t number; /* of the region, plus 1; 0: free */
+  uint32_t *leaf;
+};
 enum { CODEC_MAP_SMALL = 64 };
 struct codec_map {
-  struct codec_map_slot *slots; /* 'small' or malloc'd */
+  struct codec_map_slot *slots; /* 'small' or a block */
   size_t mask, used;
+  struct codec_map_region *regions; /* a block; NULL: there are few addresses, all in slots */
+  size_t region_mask, region_used;
+  struct codec_map_region last;
+  unsigned char *room, *room_end; /* for leaves, zeroed */
   struct codec_map_slot small[CODEC_MAP_SMALL];
 };
 
@@ -63,6 +71,8 @@ void codec_map_clear(struct codec_map *m, void **heap);
 int codec_map_meet(struct codec_map *m, void **heap, const void *p, size_t here, size_t *at);
 /* Forgets what was met at 'from' or later. */
 void codec_map_forget(struct codec_map *m, size_t from);
+/* Frees what a map has taken. */
+void codec_map_free(void **heap);
 
 /* ---- names (codec_name.c) ------------------------------------------------------------------- */
 

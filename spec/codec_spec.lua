@@ -130,6 +130,28 @@ describe("codec: tables", function()
     end
   end)
 
+  it("keep what is shared where there is much of it, of every kind", function()
+    local N <const> = 3000
+    local tables, texts, functions, all = {}, {}, {}, {}
+    for i = 1, N do
+      local n = i
+      tables[i] = { i }
+      texts[i] = ("%064d"):format(i)
+      functions[i] = { function() return n end, function() n = n + 1 end }
+      all[i] = { tables[i], texts[i], functions[i] }
+    end
+    local plain_one <const>, plain_two <const> = cross({ tables, texts }, { texts, tables })
+    local function_one <const>, everything <const> = cross(functions, all)
+    for i = 1, N do
+      assert(rawequal(plain_one[1][i], plain_two[2][i]) and plain_one[1][i][1] == i)
+      assert(plain_one[2][i] == texts[i] and plain_two[1][i] == texts[i])
+      local get <const>, add <const> = table.unpack(function_one[i])
+      assert(rawequal(everything[i][3], function_one[i]) and everything[i][2] == texts[i])
+      add()
+      assert(get() == i + 1)
+    end
+  end)
+
   it("keep shared references and cycles", function()
     local shared <const> = { 1 }
     local got <const> = cross { shared, { shared }, k = shared, [shared] = 2 }
@@ -429,6 +451,16 @@ describe("codec: the globals that functions read", function()
     local t <const>, s <const> = f()
     assert.equal(t[1], s)
     assert.same({ { "shared" }, "repeated", "repeated", "repeated" }, t)
+  end)
+
+  it("cross whole where one beside them took many shared values back", function()
+    local many <const> = {}
+    for i = 1, 500 do many[i] = { i, ("%099d"):format(i) } end
+    G.g_file = { many, many, coroutine.create(print) }
+    G.g_table = { many, many[500] }
+    local t <const> = cross(function() return g_table, rawlen(g_file) end)()
+    for i = 1, 500 do assert.same(many[i], t[1][i]) end
+    assert.equal(t[1][500], t[2])
   end)
 
   it("are refused as upvalues, not made stubs", function()
