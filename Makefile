@@ -137,7 +137,7 @@ check-address:
 check-thread:
 	@$(call variant_test,SAN=thread,ring board)
 check-small:
-	@$(call variant_test,SMALL=1,map pool future recovery capi)
+	@$(call variant_test,SMALL=1,codec map pool future recovery capi)
 check-fuzz:
 	@echo '== fuzz'
 	@if $(MAKE) fuzz FUZZ_TIME=20 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \

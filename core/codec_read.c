@@ -4,6 +4,8 @@
    Tables are filled raw. SPDX-License-Identifier: MIT */
 #include "codec_read.h"
 
+#include "codec_peek.h"
+
 int codec_malformed(struct codec_reader *r, const char *what) {
   lua_pushfstring(r->L, "malformed message: %s, at byte %I", what, (LUAI_UACINT)(r->p - r->begin));
   return PLUA_EFORMAT;
@@ -175,6 +177,17 @@ static int take_table(struct codec_reader *r, lua_Integer shared, int dressed) {
   return begin_table(r, 1, items, pairs);
 }
 
+/* The same, of the fresh table at the top, whose array part is seen. */
+static int fill_seen_run(lua_State *L, const unsigned char *p, uint32_t n, int integers) {
+  const struct peek_table *t = codec_peek(L, -1);
+  if (t->limit < n) return 0;
+  for (uint32_t i = 0; i < n; i++) {
+    memcpy(&t->array[i].value, p + 8 * (size_t)i, 8);
+    t->array[i].tag = integers ? PEEK_INTEGER : PEEK_FLOAT;
+  }
+  return 1;
+}
+
 static void fill_run(lua_State *L, const unsigned char *p, uint32_t n, int integers) {
   for (uint32_t i = 0; i < n; i++) {
     lua_Integer v;
@@ -202,7 +215,7 @@ static int take_run(struct codec_reader *r, int integers, lua_Integer shared, in
   if (err < 0) return err;
   r->p = run + 8 * (size_t)n + 8;
   lua_createtable(r->L, hint((uint64_t)n + items), hint(pairs));
-  fill_run(r->L, run, n, integers);
+  if (!r->room->peek || !fill_seen_run(r->L, run, n, integers)) fill_run(r->L, run, n, integers);
   if (dressed) dress(r);
   if (shared) codec_remember(r, shared);
   return begin_table(r, (lua_Integer)n + 1, items, pairs);

@@ -4,6 +4,8 @@
    Only raw access: no metamethod runs here. SPDX-License-Identifier: MIT */
 #include "codec_write.h"
 
+#include "codec_peek.h"
+
 #include <errno.h>
 
 /* ---- strings -------------------------------------------------------------------------------- */
@@ -116,6 +118,24 @@ static int put_counts(struct codec_writer *w, uint32_t items, uint32_t pairs) {
   return plua_write(w->out, counts, sizeof counts);
 }
 
+/* stack: table, 1, a number. Puts the run of numbers that begins the array part, if it is seen. The
+   pair behind it is then on the stack, if *more. */
+static int put_seen_run(struct codec_writer *w, int at, uint32_t *n, int *more) {
+  unsigned char tag = 0;
+  const struct peek_table *t = codec_peek(w->L, at);
+  *n = w->room->room.peek ? codec_peek_run(t, &tag) : 0;
+  if (!*n) return 0;
+  int err = plua_room(w->out, 8 * (size_t)*n + 5);
+  if (err < 0) return err;
+  wire_put_u32(w->out, tag == PEEK_INTEGER ? W_INTS : W_FLOATS, *n);
+  for (uint32_t i = 0; i < *n; i++) memcpy(w->out->at + 8 * (size_t)i, &t->array[i].value, 8);
+  w->out->at += 8 * (size_t)*n;
+  lua_pop(w->L, 2);
+  lua_pushinteger(w->L, (lua_Integer)*n);
+  *more = lua_next(w->L, at);
+  return 0;
+}
+
 /* stack: table, 1, a number. Puts the numbers of one kind that lie at 1, 2, ... raw, behind each
    other. Answers how many, with the pair behind them on the stack; *more: is there one. */
 static int put_run(struct codec_writer *w, int at, uint32_t *n, int *more) {
@@ -156,7 +176,8 @@ int codec_open_table(struct codec_writer *w) {
   f->state = T_NEXT; /* what a refusal reads */
   int more = lua_next(L, f->at);
   if (more && lua_type(L, -1) == LUA_TNUMBER && lua_isinteger(L, -2) && lua_tointeger(L, -2) == 1) {
-    err = put_run(w, f->at, &n, &more);
+    err = put_seen_run(w, f->at, &n, &more);
+    if (err == 0 && !n) err = put_run(w, f->at, &n, &more);
     run = 1;
   }
   if (err == 0 && !run) err = wire_put_tag(w->out, W_TABLE);
