@@ -3,19 +3,22 @@
 # tree of its own, so that variants never mix; a changed flag rebuilds what it touches.
 
 CC       ?= gcc#      the compiler: gcc or clang
-CFLAGS   ?= -O2 -g#   its options, and CPPFLAGS
+CFLAGS   ?= $(if $(COV),-O0,-O2) -g# its options, and CPPFLAGS
 LDFLAGS  ?=#          options for linking
 WERROR   ?= -Werror#  empty: warnings do not stop the build
 SAN      ?=#          a sanitizer: address (with undefined), thread, undefined
 SMALL    ?=#          1: tiny limits, so that specs meet every edge
-LTO      ?= $(if $(clang)$(SAN)$(SMALL)$(FAIL),,1)# 1: the program and the module are optimised as a whole
+LTO      ?= $(if $(clang)$(SAN)$(SMALL)$(FAIL)$(COV),,1)# 1: the program and the module are optimised as a whole
 FAIL     ?=#          1: failpoints, read from PLUA_FAIL
+COV      ?=#          1: counts which lines run, for `make coverage`
 LUA_PC   ?= lua5.4#   the pkg-config name of the Lua to build with
 LUA_DIR  ?=#          or: a prefix (include, lib) or a source tree (src) of Lua 5.4
 PREFIX   ?= /usr/local# where install puts things, and finds them later
 DESTDIR  ?=#          stands before PREFIX, for packages
 SPEC     ?= $(sort $(wildcard spec/*_spec.lua))# the specs that test runs: spec/map_spec.lua
 SPEC_TIME ?= $(if $(SAN),900,300)# seconds that one spec file may take
+COVERAGE ?= 95#      the share of core's lines that specs must run, in percent
+MUTANTS  ?= 24#      flipped comparisons to try; all: each
 FUZZ_TIME ?= 60#      seconds for each fuzz target
 V        ?=#          1: shows the commands
 # B=build/mine on the command line gives a build tree of one's own.
@@ -40,11 +43,12 @@ LUA     ?= $(or $(wildcard $(LUA_DIR:%=%/bin/lua) $(LUA_DIR:%=%/src/lua)),lua5.4
 
 none    :=
 clang   := $(findstring clang,$(notdir $(firstword $(CC))))
-variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(if $(LUA_DIR),ownlua))
+variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(COV:1=cov) \
+           $(if $(LUA_DIR),ownlua))
 B       := build$(if $(variant),/$(subst $(none) $(none),-,$(variant)))
 
 SRC     := $(filter-out core/main.c $(if $(FAIL),,core/fail.c),$(wildcard core/*.c))
-OBJ     := $(SRC:core/%.c=$(B)/core/%.o)
+OBJ     := $(SRC:core/%.c=$(B)/core/%.o) $(if $(COV),$(B)/cover/exit.o)
 LUA_SRC := $(sort $(wildcard lua/plua/*.lua))
 MAN     := $(wildcard core/plua.1)
 KIT     := $(patsubst spec/kit/%.c,$(B)/kit/%.so,$(wildcard spec/kit/*.c))
@@ -84,6 +88,10 @@ RUNTIME  = $(dir $(shell $(CC) -print-file-name=libclang_rt.asan-x86_64.so))
 SANLINK  = -shared-libsan -Wl,-rpath,$(RUNTIME)
 endif
 
+# Workers leave by _exit, so that has to write the counters.
+COVFLAGS := $(if $(COV),--coverage -fprofile-update=atomic)
+COVLINK  := $(if $(COV),--coverage -Xlinker --wrap=_exit)
+
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wswitch-enum -Wvla \
             -Wpointer-arith $(WERROR)
 FORTIFY  := $(if $(SAN)$(filter -O0,$(CFLAGS)),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
@@ -91,8 +99,8 @@ HARDEN   := -fstack-protector-strong $(FORTIFY)
 DEFINES  := -D_GNU_SOURCE= $(if $(SMALL),-DPLUA_SMALL) $(if $(FAIL),-DPLUA_FAILPOINTS)
 # -iquote: core/sched.h must not stand before the system's <sched.h>.
 COMPILE   = $(CC) -std=c11 $(DEFINES) $(WARN) -fPIC -fno-plt -fvisibility=hidden $(HARDEN) \
-            $(CFLAGS) $(CPPFLAGS) $(SANFLAGS) $(LUA_CFLAGS) -iquote core
-LINK      = $(CC) $(CFLAGS) $(SANFLAGS) $(SANLINK) -Wl,-z,relro,-z,now $(LDFLAGS)
+            $(CFLAGS) $(CPPFLAGS) $(SANFLAGS) $(COVFLAGS) $(LUA_CFLAGS) -iquote core
+LINK      = $(CC) $(CFLAGS) $(SANFLAGS) $(SANLINK) $(COVLINK) -Wl,-z,relro,-z,now $(LDFLAGS)
 # Fat objects: whoever links the archive need not know of this.
 WHOLE     = $(if $(LTO),-flto=auto -ffat-lto-objects)
 APART     = $(if $(LTO),-fno-lto)
@@ -102,7 +110,10 @@ MODULE    = $(LINK) -shared -Wl,-Bsymbolic
 # These goals install what they need before anything is looked up.
 needs := $(if $(filter run,$(MAKECMDGOALS)),run) $(if $(filter test,$(MAKECMDGOALS)),test) \
          $(if $(filter lint,$(MAKECMDGOALS)),lint) $(if $(filter bench,$(MAKECMDGOALS)),run) \
-         $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz) $(if $(filter check,$(MAKECMDGOALS)),test fuzz)
+         $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz) \
+         $(if $(filter coverage,$(MAKECMDGOALS)),test coverage) \
+         $(if $(filter mutate,$(MAKECMDGOALS)),test) \
+         $(if $(filter check,$(MAKECMDGOALS)),test coverage fuzz)
 ifneq ($(strip $(needs)),)
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
 $(shell CC='$(CC)' scripts/deps.sh $(needs) >&2)
@@ -114,7 +125,7 @@ endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
   bench doc format fuzz install uninstall clean help lengths kit check check-address \
-  check-thread check-small check-fuzz
+  check-thread check-small check-fuzz check-coverage check-mutants coverage mutate
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -124,13 +135,14 @@ run: all  ## the main job: identifiers in the C headers of this machine
 	$(B)/plua scripts/identifiers.lua
 
 test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
-	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
+	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)$(COV:1=coverage)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
 	  PLUA_MAKE="CC='$(CC)' SAN= SMALL= FAIL= LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
 	  MAKEFLAGS= scripts/test.sh $(SPEC)
 
 # What a plain run cannot see: all of these, though one fails.
 check:  ## specs under sanitizers and with tiny limits, a short fuzz: some minutes
-	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fuzz
+	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fuzz \
+	  check-coverage check-mutants
 specs = $(1:%=spec/%_spec.lua)
 check-address:
 	@$(call variant_test,SAN=address,$(CHECK_ADDRESS))
@@ -142,6 +154,27 @@ check-fuzz:
 	@echo '== fuzz'
 	@if $(MAKE) fuzz FUZZ_TIME=20 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \
 	  else tail -n 40 build/fuzz.log; echo '0 passed, 1 failed'; exit 1; fi
+check-coverage:
+	@echo '== coverage'
+	@if $(MAKE) coverage >build/coverage.log 2>&1; then tail -n 3 build/coverage.log; \
+	  echo '1 passed, 0 failed'; else cat build/coverage.log; echo '0 passed, 1 failed'; exit 1; fi
+check-mutants: all kit
+	@echo '== mutants'
+	@if $(LUA) scripts/mutate.lua $(B) $(MUTANTS); then echo '1 passed, 0 failed'; \
+	  else echo '0 passed, 1 failed'; exit 1; fi
+
+# The other specs build, install or read the sources: they run no line that these do not.
+COVER := $(filter-out install layers scripts valgrind,$(patsubst spec/%_spec.lua,%,$(SPEC)))
+coverage:  ## which lines and branches of core the specs run; COVERAGE= is the least
+	@rm -f build/cov/core/*.gcda
+	@$(call variant_test,COV=1,$(COVER))
+	gcovr -r . build/cov/core --filter core/ --branches
+	gcovr -r . build/cov/core --filter core/ --print-summary --fail-under-line $(COVERAGE) \
+	  --txt build/coverage.txt --html-details build/cov/report.html
+
+mutate: all kit  ## flips comparisons: does a spec turn red? MUTANTS=all for each
+	$(LUA) scripts/mutate.lua $(B) $(MUTANTS)
+
 variant_test = echo '== $1' && \
   $(MAKE) --no-print-directory -j "$$(nproc)" $1 all kit >/dev/null && \
   $(MAKE) --no-print-directory $1 test SPEC='$(call specs,$2)'
@@ -206,6 +239,10 @@ $(B)/core/%.o: core/%.c $(B)/flags
 	@mkdir -p $(@D)
 	$(made) $(COMPILE) $(WHOLE) -MMD -MP -c -o $@ $<
 
+$(B)/cover/%.o: spec/cover/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(CC) -std=c11 $(WARN) -fPIC -O2 -c -o $@ $<
+
 $(B)/modules.c: scripts/embed.lua $(LUA_SRC) $(B)/modules.list
 	$(made) $(LUA) scripts/embed.lua $@ $(LUA_SRC)
 
@@ -240,12 +277,13 @@ $(B)/plua: $(B)/core/main.o $(B)/core/modules.o $(B)/libplua.a
 
 $(B)/kit/%.so: spec/kit/%.c $(B)/libplua.a $(B)/flags
 	@mkdir -p $(@D)
-	$(made) $(COMPILE) $(APART) -MMD -MP -fvisibility=default -shared -Wl,-Bsymbolic $(SANLINK) -o $@ $< \
+	$(made) $(COMPILE) $(APART) -MMD -MP -fvisibility=default -shared -Wl,-Bsymbolic $(SANLINK) \
+	  $(COVLINK) -o $@ $< \
 	  $(B)/libplua.a -pthread
 
 $(B)/host/%: spec/host/%.c $(B)/libplua.a $(B)/flags
 	@mkdir -p $(@D)
-	$(made) $(COMPILE) $(APART) -MMD -MP $(SANLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
+	$(made) $(COMPILE) $(APART) -MMD -MP $(SANLINK) $(COVLINK) -o $@ $< $(B)/libplua.a $(LUA_LIBS) -pthread
 
 # Preloaded into programs, so without sanitizers.
 $(B)/preload/%.so: spec/preload/%.c $(B)/flags

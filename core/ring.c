@@ -33,6 +33,7 @@ void ring_clear(struct ring_shared *s) {
   atomic_store(&s->tail, 0);
   atomic_store(&s->head, 0);
   atomic_store(&s->mark, UINT64_MAX);
+  atomic_store(&s->room, 0);
   atomic_store(&s->waiting, 0);
 }
 

@@ -20,11 +20,12 @@ packages() {
     case $need in
       build) echo "$build" ;;
       run) echo "$build lua-cjson" ;;
-      test) echo "$build lua-cjson lua-busted" ;;
+      test) echo "$build lua-cjson lua-busted valgrind" ;;
+      coverage) echo "$build gcovr" ;;
       lint) echo "$build lua-check clang-format clang-tidy cppcheck shellcheck" ;;
       fuzz) echo "$build clang $(fuzzer)" ;;
       *)
-        echo "deps.sh: unknown need '$need': build, run, test, lint or fuzz" >&2
+        echo "deps.sh: unknown need '$need': build, run, test, lint, coverage or fuzz" >&2
         return 2
         ;;
     esac

@@ -14,7 +14,9 @@ local function quote(s) return "'" .. tostring(s):gsub("'", "'\\''") .. "'" end
 helper.root = root
 helper.quote = quote
 helper.build = absolute(os.getenv("PLUA_BUILD") or "build")
-helper.san = os.getenv("PLUA_SAN") or ""
+-- A sanitizer, or none; either it or the counting of lines makes programs some ten times slower.
+helper.slow = (os.getenv("PLUA_SAN") or "") ~= ""
+helper.san = (os.getenv("PLUA_SAN") or ""):gsub("^coverage$", "")
 helper.plua = helper.build .. "/plua"
 
 local lua <const> = os.getenv("PLUA_LUA") or "lua5.4"

@@ -3,8 +3,8 @@
 
 local helper <const> = require "spec.helper"
 
--- Sanitizers make programs some ten times slower: they see fewer cases.
-local plain <const> = helper.san == ""
+-- Slow programs see fewer cases.
+local plain <const> = not helper.slow
 
 local function program(cmdline, seconds)
   local result <const> = helper.run(helper.build .. "/host/" .. cmdline, { timeout = seconds })

@@ -6,7 +6,7 @@ local plua <const> = require "plua"
 local crash <const> = require "crashkit"
 
 local TIMEOUT <const> = 0.1
-local SLACK <const> = helper.san == "" and 5 or 30 -- seconds: these are no measurements
+local SLACK <const> = not helper.slow and 5 or 30 -- seconds: these are no measurements
 
 local function nest(depth)
   if depth == 0 then while true do end end
