@@ -1,10 +1,11 @@
 -- Flips comparisons in the scheduler, the ring and the codec, one at a time, and asks whether a
--- spec turns red: lua mutate.lua BUILD [COUNT|all [SEED]]
+-- spec turns red: lua mutate.lua BUILD [COUNT|all [SEED [FILES]]], FILES a pattern such as sched
 -- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate. A mutant that all
 -- specs pass is a failure, unless spec/mutants.lua says why nothing can tell it from the original.
 -- SPDX-License-Identifier: MIT
 
 local build <const>, count <const>, seed <const> = arg[1] or "build", arg[2] or "24", arg[3] or "1"
+local files <const> = arg[4] or ""
 local dir <const> = build .. "/mutate"
 local known <const> = dofile("spec/mutants.lua")
 
@@ -91,8 +92,9 @@ local function link(proof, object)
     if not run(command) then return false end
   end
   for _, name in ipairs(proof.kit or {}) do
-    if not run((module .. " -o %s/kit/%s.so spec/kit/%s.c %s %s/libplua.a -pthread 2>%s/log"):format(
-      dir, name, name, object, build, dir)) then return false end
+    local command <const> = (module .. " -o %s/kit/%s.so spec/kit/%s.c %s %s/libplua.a -pthread"
+      .. " 2>%s/log"):format(dir, name, name, object, build, dir)
+    if not run(command) then return false end
   end
   return true
 end
@@ -141,8 +143,9 @@ write(dir .. "/busted.lua", "require('busted.runner')({ standalone = false })\n"
 
 local all <const>, source <const> = {}, {}
 for file in output("ls core/sched.c core/ring.c core/codec*.c"):gmatch("%S+") do
-  local found <const>, text <const> = sites(file)
+  local found, text <const> = sites(file)
   source[file] = text
+  if not file:find(files) then found = {} end
   table.move(found, 1, #found, #all + 1, all)
 end
 
@@ -157,25 +160,20 @@ end
 
 if count ~= "all" then shuffle(all) end
 local wanted <const> = count == "all" and #all or math.min(assert(math.tointeger(count)), #all)
-local red, excused, alive = 0, 0, 0
+local tally <const> = { red = 0, excused = 0, alive = 0, invalid = 0 }
 for i = 1, wanted do
   local site <const> = all[i]
   local text <const> = source[site.file]
-  local after <const> = text:sub(1, site.at - 1) .. FLIPS[site.op] .. text:sub(site.at + #site.op)
-  local where <const> = ("%s:%d: %s for %s: %s"):format(
-    site.file, site.line, FLIPS[site.op], site.op, site.text)
-  if excuse(site) then
-    excused = excused + 1
-  else
-    local dead <const> = killed(site.file, after)
-    if dead == false then
-      alive = alive + 1
-      print("ALIVE " .. where)
-    else
-      red = red + 1
-    end
+  local flip <const> = FLIPS[site.op]
+  local dead <const> = excuse(site) and "excused"
+    or killed(site.file, text:sub(1, site.at - 1) .. flip .. text:sub(site.at + #site.op))
+  local fate <const> = dead == nil and "invalid" or dead == false and "alive"
+    or dead == true and "red" or dead
+  tally[fate] = tally[fate] + 1
+  if fate == "alive" then
+    print(("ALIVE %s:%d: %s for %s: %s"):format(site.file, site.line, flip, site.op, site.text))
   end
 end
-print(("%d of %d mutants tried: %d turned a spec red, %d cannot be told from the original, %d ALIVE")
-  :format(wanted, #all, red, excused, alive))
-os.exit(alive == 0)
+print(("%d of %d mutants: %d turned a spec red, %d no one can tell apart, %d are no C, %d ALIVE")
+  :format(wanted, #all, tally.red, tally.excused, tally.invalid, tally.alive))
+os.exit(tally.alive == 0 and tally.red > 0)

@@ -1,0 +1,590 @@
+/* sched.c: which items go out, in which batches, and what becomes of each.
+   Invariant: every item of a job that is not forgotten is in exactly one place: waiting in a span,
+   out in a batch, or done; so it gets one outcome, whatever dies. An item is charged only by the
+   death of the worker that had begun it. Queue nodes are set aside before a batch goes out, so that
+   taking it back can never fail.
+   Knows positions and numbers of workers. Does not know clocks, descriptors, memory or Lua.
+   SPDX-License-Identifier: MIT */
+#include "sched.h"
+
+#include <errno.h>
+
+#include "base.h"
+
+#define TARGET_NS                                                                                 \
+  500000                 /* work in a batch: far above what giving it out costs, far below a wait \
+                          */
+#define FLOOR_NS 20000   /* near the end batches shrink, but not below this much work */
+#define STUCK_NS 1000000 /* a batch that stands still for so long has met a slow item */
+
+/* Items that wait: a run of one job with the same history. */
+struct span {
+  struct span *next, *prev;
+  uint64_t job, first, n;
+  unsigned crashes, errors; /* how often these items were charged */
+};
+
+struct queue {
+  struct span head; /* a ring of spans */
+};
+
+enum batch_state { B_FREE, B_OUT, B_BEGUN };
+
+struct batch {
+  enum batch_state state;
+  uint64_t job, first;
+  unsigned n, got; /* got: outcomes received, so item first + got is the oldest open one */
+  unsigned crashes, errors;
+  bool urgent;
+  unsigned worker; /* B_BEGUN */
+  int64_t seen_ns; /* when 'seen' was first met */
+  unsigned seen;
+};
+
+enum job_state { J_FREE, J_OPEN, J_FORGOTTEN };
+
+struct job {
+  enum job_state state;
+  uint64_t id, count;
+  uint64_t queued, out; /* items in spans; batches out */
+  unsigned chunk, crash_retries, error_retries;
+  double item_ns; /* measured; 0: not yet */
+  uint32_t next_free;
+};
+
+/* What a worker began last. */
+struct last {
+  uint64_t job;
+  unsigned slot;
+};
+
+struct sched {
+  struct queue queue[2]; /* urgent, normal */
+  struct span *spare;    /* free nodes, linked by 'next' */
+  unsigned spares;
+  struct batch *batch;
+  unsigned *free_slot, free_slots, slots, unbegun, begun;
+  struct job *job;
+  size_t jobs, job_cap;
+  uint32_t free_job; /* index + 1; 0: none */
+  uint64_t serial;
+  struct last *last; /* of each worker */
+  unsigned workers, team;
+  uint64_t queued, pending;
+  unsigned cursor; /* where sched_divide goes on looking */
+  struct sched_counts counts;
+};
+
+enum { JOB_BITS = 24 };
+
+/* ---- queues -------------------------------------------------------------------------------- */
+
+static int set_aside(struct sched *s, unsigned n) {
+  while (s->spares < n) {
+    struct span *p = malloc(sizeof *p);
+    if (!p) return -ENOMEM;
+    p->next = s->spare;
+    s->spare = p;
+    s->spares++;
+  }
+  return 0;
+}
+
+/* Each batch that is out may come back as two spans: the item that is tried again, and the rest. */
+int sched_prepare(struct sched *s) {
+  return set_aside(s, 2 * (s->slots - s->free_slots) + 4);
+}
+
+static struct span *node(struct sched *s) {
+  struct span *p = s->spare;
+  if (!p) IMPOSSIBLE("no queue node was set aside");
+  s->spare = p->next;
+  s->spares--;
+  return p;
+}
+
+static void unlink_span(struct sched *s, struct span *p) {
+  p->prev->next = p->next;
+  p->next->prev = p->prev;
+  p->next = s->spare;
+  s->spare = p;
+  s->spares++;
+}
+
+static struct job *job_of(const struct sched *s, uint64_t id) {
+  uint64_t i = id & ((1 << JOB_BITS) - 1);
+  struct job *j = i < s->jobs ? &s->job[i] : NULL;
+  return j && j->state != J_FREE && j->id == id ? j : NULL;
+}
+
+/* Appends a span; one that goes on where the last ended becomes part of it. */
+static void enqueue(struct sched *s, int urgent, const struct span *what) {
+  struct queue *q = &s->queue[urgent ? 0 : 1];
+  struct span *last = q->head.prev;
+  struct job *j = job_of(s, what->job);
+  if (!j) IMPOSSIBLE("span of no job");
+  j->queued += what->n;
+  s->queued += what->n;
+  if (last != &q->head && last->job == what->job && last->first + last->n == what->first &&
+      last->crashes == what->crashes && last->errors == what->errors) {
+    last->n += what->n;
+    return;
+  }
+  struct span *p = node(s);
+  *p = *what;
+  p->prev = last;
+  p->next = &q->head;
+  last->next = q->head.prev = p;
+}
+
+static void job_release(struct sched *s, struct job *j) {
+  if (j->state != J_FORGOTTEN || j->queued || j->out) return;
+  j->state = J_FREE;
+  j->next_free = s->free_job;
+  s->free_job = (uint32_t)(j - s->job) + 1;
+}
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+int sched_open(struct sched **out, unsigned slots, unsigned workers) {
+  struct sched *s = calloc(1, sizeof *s);
+  if (!s) return -ENOMEM;
+  for (int i = 0; i < 2; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
+  s->batch = calloc(slots, sizeof *s->batch);
+  s->free_slot = calloc(slots, sizeof *s->free_slot);
+  s->last = calloc(workers, sizeof *s->last);
+  s->slots = slots;
+  s->workers = workers;
+  s->team = 1;
+  if (!s->batch || !s->free_slot || !s->last) {
+    sched_close(s);
+    return -ENOMEM;
+  }
+  for (unsigned i = slots; i-- > 0;) s->free_slot[s->free_slots++] = i;
+  *out = s;
+  return 0;
+}
+
+static void free_list(struct span *p, const struct span *end) {
+  while (p != end) {
+    struct span *next = p->next;
+    free(p);
+    p = next;
+  }
+}
+
+void sched_close(struct sched *s) {
+  if (!s) return;
+  for (int i = 0; i < 2; i++) free_list(s->queue[i].head.next, &s->queue[i].head);
+  free_list(s->spare, NULL);
+  free(s->batch);
+  free(s->free_slot);
+  free(s->last);
+  free(s->job);
+  free(s);
+}
+
+void sched_team(struct sched *s, unsigned workers) {
+  s->team = workers ? workers : 1;
+}
+
+/* ---- jobs ---------------------------------------------------------------------------------- */
+
+static struct job *job_make(struct sched *s) {
+  if (s->free_job) {
+    struct job *j = &s->job[s->free_job - 1];
+    s->free_job = j->next_free;
+    return j;
+  }
+  if (s->jobs >> JOB_BITS) return NULL;
+  if (grow((void **)&s->job, &s->job_cap, s->jobs + 1, sizeof *s->job) < 0) return NULL;
+  return &s->job[s->jobs++];
+}
+
+int sched_job(struct sched *s, unsigned chunk, unsigned crash_retries, unsigned error_retries,
+              uint64_t *id) {
+  struct job *j = job_make(s);
+  if (!j) return -ENOMEM;
+  *j = (struct job){.state = J_OPEN,
+                    .id = ++s->serial << JOB_BITS | (uint64_t)(j - s->job),
+                    .chunk = chunk < BATCH_MAX ? chunk : BATCH_MAX,
+                    .crash_retries = crash_retries,
+                    .error_retries = error_retries};
+  *id = j->id;
+  return 0;
+}
+
+int sched_add(struct sched *s, uint64_t id, uint64_t count) {
+  struct job *j = job_of(s, id);
+  if (!j || j->state != J_OPEN || count > UINT64_MAX / 2 - j->count) return PLUA_EARG;
+  if (!count) return 0;
+  if (sched_prepare(s) < 0) return -ENOMEM;
+  enqueue(s, 0, &(struct span){.job = id, .first = j->count, .n = count});
+  j->count += count;
+  s->pending += count;
+  s->counts.submitted += count;
+  return 0;
+}
+
+bool sched_known(const struct sched *s, uint64_t id) {
+  const struct job *j = job_of(s, id);
+  return j && j->state == J_OPEN;
+}
+
+bool sched_held(const struct sched *s, uint64_t id) {
+  return job_of(s, id) != NULL;
+}
+
+uint32_t sched_index(uint64_t id) {
+  return id & ((1 << JOB_BITS) - 1);
+}
+
+/* Cuts [first, end) out of a span; the part behind it becomes a span of its own. */
+static uint64_t cut(struct sched *s, struct span *p, uint64_t first, uint64_t end) {
+  uint64_t last = p->first + p->n;
+  if (first < p->first) first = p->first;
+  if (end > last) end = last;
+  if (first >= end) return 0;
+  if (end < last && first > p->first) {
+    struct span *rest = node(s);
+    *rest = *p;
+    rest->first = end;
+    rest->n = last - end;
+    rest->prev = p;
+    p->next->prev = rest;
+    p->next = rest;
+    p->n = first - p->first;
+  } else if (first > p->first) {
+    p->n = first - p->first;
+  } else {
+    p->first = end;
+    p->n = last - end;
+  }
+  if (p->n == 0) unlink_span(s, p);
+  return end - first;
+}
+
+int64_t sched_withdraw(struct sched *s, uint64_t id, uint64_t first, uint64_t end) {
+  struct job *j = job_of(s, id);
+  uint64_t got = 0;
+  if (!j) return PLUA_EARG;
+  if (sched_prepare(s) < 0) return -ENOMEM;
+  for (int i = 0; i < 2 && j->queued; i++) {
+    struct span *end_of = &s->queue[i].head;
+    for (struct span *p = end_of->next, *next; p != end_of && j->queued; p = next) {
+      next = p->next;
+      if (p->job != id) continue;
+      uint64_t n = cut(s, p, first, end);
+      got += n;
+      j->queued -= n;
+    }
+  }
+  s->queued -= got;
+  s->pending -= got;
+  s->counts.done += got;
+  job_release(s, j);
+  return (int64_t)got;
+}
+
+int sched_forget(struct sched *s, uint64_t id) {
+  struct job *j = job_of(s, id);
+  if (!j || j->state != J_OPEN) return PLUA_EARG;
+  if (j->queued) {
+    int64_t r = sched_withdraw(s, id, 0, UINT64_MAX);
+    if (r < 0) return (int)r;
+  }
+  j->state = J_FORGOTTEN;
+  job_release(s, j);
+  return 0;
+}
+
+/* ---- batches ------------------------------------------------------------------------------- */
+
+/* How many items make TARGET_NS of work, a fair share of what is left at most. */
+static uint64_t size_for(const struct sched *s, const struct job *j) {
+  if (j->chunk) return j->chunk;
+  if (j->item_ns <= 0) return 1;
+  double n = TARGET_NS / j->item_ns, floor_n = FLOOR_NS / j->item_ns;
+  double share = (double)j->queued / (2.0 * s->team);
+  if (n > share) n = share > floor_n ? share : floor_n;
+  return n < 1 ? 1 : n > BATCH_MAX ? BATCH_MAX : (uint64_t)n;
+}
+
+bool sched_eager(const struct sched *s, uint64_t id) {
+  const struct job *j = job_of(s, id);
+  if (!j || s->unbegun < s->team || (!j->chunk && j->item_ns <= 0)) return true;
+  return j->chunk ? j->queued >= j->chunk : (double)j->queued * j->item_ns >= TARGET_NS;
+}
+
+int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
+  int lane = s->queue[0].head.next != &s->queue[0].head ? 0 : 1;
+  struct span *p = s->queue[lane].head.next;
+  if (p == &s->queue[lane].head || !s->free_slots) return 0;
+  if (sched_prepare(s) < 0) return -ENOMEM;
+  struct job *j = job_of(s, p->job);
+  bool tried = p->crashes || p->errors;
+  uint64_t n = tried ? 1 : size_for(s, j);
+  if (n > p->n) n = p->n;
+  *slot = s->free_slot[--s->free_slots];
+  struct batch *b = &s->batch[*slot];
+  *b = (struct batch){.state = B_OUT,
+                      .job = p->job,
+                      .first = p->first,
+                      .n = (unsigned)n,
+                      .urgent = lane == 0,
+                      .crashes = p->crashes,
+                      .errors = p->errors};
+  *out = (struct sched_batch){b->job, b->first, b->n, 1 + b->crashes + b->errors, lane == 0};
+  p->first += n;
+  p->n -= n;
+  if (p->n == 0) unlink_span(s, p);
+  j->queued -= n;
+  j->out++;
+  s->queued -= n;
+  s->unbegun++;
+  s->counts.batches++;
+  return 1;
+}
+
+static void slot_free(struct sched *s, struct batch *b) {
+  struct job *j = job_of(s, b->job);
+  if (b->state == B_OUT)
+    s->unbegun--;
+  else
+    s->begun--;
+  b->state = B_FREE;
+  s->free_slot[s->free_slots++] = (unsigned)(b - s->batch);
+  j->out--;
+  job_release(s, j);
+}
+
+/* Items [from, n) of a batch wait again, ahead of the others; those of a forgotten job end. */
+static void requeue(struct sched *s, const struct batch *b, unsigned from, unsigned n,
+                    unsigned crashes, unsigned errors) {
+  if (from >= n) return;
+  const struct job *j = job_of(s, b->job);
+  if (j->state == J_FORGOTTEN) {
+    s->pending -= n - from;
+    s->counts.done += n - from;
+    return;
+  }
+  enqueue(s, 1,
+          &(struct span){.job = b->job,
+                         .first = b->first + from,
+                         .n = n - from,
+                         .crashes = crashes,
+                         .errors = errors});
+}
+
+void sched_unpost(struct sched *s, unsigned slot, unsigned keep) {
+  struct batch *b = &s->batch[slot];
+  if (b->state != B_OUT || keep >= b->n) IMPOSSIBLE("what was posted cannot be unposted");
+  struct span *p = node(s), *head = &s->queue[b->urgent ? 0 : 1].head;
+  *p = (struct span){.next = head->next,
+                     .prev = head,
+                     .job = b->job,
+                     .first = b->first + keep,
+                     .n = b->n - keep,
+                     .crashes = b->crashes,
+                     .errors = b->errors};
+  head->next->prev = p;
+  head->next = p;
+  job_of(s, b->job)->queued += p->n;
+  s->queued += p->n;
+  b->n = keep;
+  if (keep) return;
+  s->counts.batches--;
+  slot_free(s, b);
+}
+
+bool sched_back(struct sched *s, unsigned slot, unsigned keep) {
+  struct batch *b = &s->batch[slot];
+  if (b->state == B_FREE || keep > b->n || keep < b->got) IMPOSSIBLE("more came back than was out");
+  requeue(s, b, keep, b->n, b->crashes, b->errors);
+  if (keep < b->n && keep > 0) s->counts.divided++;
+  b->n = keep;
+  if (b->got < b->n) return false;
+  slot_free(s, b);
+  return true;
+}
+
+bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *out, int *worker,
+               unsigned *got) {
+  const struct batch *b = &s->batch[slot];
+  if (b->state == B_FREE) return false;
+  *out = (struct sched_batch){b->job, b->first, b->n, 1 + b->crashes + b->errors, false};
+  *worker = b->state == B_BEGUN ? (int)b->worker : -1;
+  *got = b->got;
+  return true;
+}
+
+bool sched_slot_next(const struct sched *s, uint64_t id, unsigned *slot) {
+  const struct job *j = job_of(s, id);
+  for (; j && j->out && *slot < s->slots; ++*slot)
+    if (s->batch[*slot].state != B_FREE && s->batch[*slot].job == id) return true;
+  return false;
+}
+
+/* ---- what workers do ----------------------------------------------------------------------- */
+
+/* Whether every outcome of what worker w began last has come. */
+static bool at_rest(const struct sched *s, unsigned w) {
+  const struct batch *b = &s->batch[s->last[w].slot];
+  return !s->last[w].job || b->state != B_BEGUN || b->worker != w;
+}
+
+bool sched_begin(struct sched *s, unsigned w, unsigned slot) {
+  struct batch *b = &s->batch[slot];
+  if (b->state != B_OUT || w >= s->workers || !at_rest(s, w)) return false;
+  b->state = B_BEGUN;
+  b->worker = w;
+  s->last[w] = (struct last){b->job, slot};
+  s->unbegun--;
+  s->begun++;
+  return true;
+}
+
+static void done(struct sched *s) {
+  s->pending--;
+  s->counts.done++;
+}
+
+/* An item was charged: again, or is that its outcome? */
+static enum sched_verdict charge(struct sched *s, const struct batch *b, unsigned k, bool crash,
+                                 bool final) {
+  const struct job *j = job_of(s, b->job);
+  bool left = crash ? b->crashes < j->crash_retries : b->errors < j->error_retries;
+  if (j->state == J_FORGOTTEN) {
+    done(s);
+    return SCHED_DROP;
+  }
+  if (final || !left || sched_prepare(s) < 0) {
+    done(s);
+    return SCHED_DELIVER;
+  }
+  requeue(s, b, k, k + 1, b->crashes + crash, b->errors + !crash);
+  s->counts.retried++;
+  return SCHED_AGAIN;
+}
+
+enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
+                                 bool failed, struct sched_item *item, bool *freed) {
+  struct batch *b = &s->batch[slot];
+  *freed = false;
+  if (b->state != B_BEGUN || b->worker != w || k != b->got || k >= b->n) return SCHED_FAULT;
+  *item = (struct sched_item){b->job, b->first + k, 1 + b->crashes + b->errors};
+  enum sched_verdict v = SCHED_DELIVER;
+  b->got++;
+  if (UNLIKELY(failed))
+    v = charge(s, b, k, false, false);
+  else {
+    if (UNLIKELY(job_of(s, b->job)->state == J_FORGOTTEN)) v = SCHED_DROP;
+    done(s);
+  }
+  if (b->got == b->n) {
+    *freed = true;
+    slot_free(s, b);
+  }
+  return v;
+}
+
+bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns) {
+  if (w >= s->workers || !at_rest(s, w)) return false;
+  struct job *j = job_of(s, s->last[w].job);
+  if (!j || n == 0 || ns < 0) return true;
+  double each = (double)ns / n;
+  if (each < 1) each = 1;
+  j->item_ns = j->item_ns > 0 ? (3 * j->item_ns + each) / 4 : each;
+  return true;
+}
+
+/* c items were begun, p have outcomes: c == p charges nobody, c == p + 1 charges item p; anything
+   else contradicts the protocol and charges item p, since something was being done to it. */
+enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next, bool final,
+                               struct sched_item *item, bool *freed) {
+  struct batch *b = slot >= 0 ? &s->batch[slot] : NULL;
+  *item = (struct sched_item){0, 0, 0};
+  *freed = false;
+  if (!b || b->state != B_BEGUN || b->worker != w) return SCHED_DROP;
+  unsigned p = b->got;
+  enum sched_verdict v = SCHED_DROP;
+  *freed = true;
+  if (next != (int64_t)p) {
+    *item = (struct sched_item){b->job, b->first + p, 1 + b->crashes + b->errors};
+    v = charge(s, b, p, true, final);
+    p++;
+  }
+  requeue(s, b, p, b->n, b->crashes, b->errors);
+  slot_free(s, b);
+  return v;
+}
+
+enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item *item) {
+  struct batch *b = &s->batch[slot];
+  if (b->state != B_OUT) IMPOSSIBLE("blame for a batch that somebody began");
+  *item = (struct sched_item){b->job, b->first, 1 + b->crashes + b->errors};
+  enum sched_verdict v = charge(s, b, 0, true, false);
+  requeue(s, b, 1, b->n, b->crashes, b->errors);
+  slot_free(s, b);
+  return v;
+}
+
+/* ---- dividing ------------------------------------------------------------------------------ */
+
+bool sched_waiting(const struct sched *s) {
+  return s->queued > 0;
+}
+uint64_t sched_pending(const struct sched *s) {
+  return s->pending;
+}
+uint64_t sched_given(const struct sched *s) {
+  return s->pending - s->queued;
+}
+unsigned sched_unbegun(const struct sched *s) {
+  return s->unbegun;
+}
+struct sched_counts sched_counts(const struct sched *s) {
+  return s->counts;
+}
+
+bool sched_divisible(const struct sched *s) {
+  for (unsigned i = 0, seen = 0; i < s->slots && seen < s->begun; i++) {
+    const struct batch *b = &s->batch[i];
+    if (b->state != B_BEGUN) continue;
+    if (b->n - b->got > 1) return true;
+    seen++;
+  }
+  return false;
+}
+
+/* Notes whether a batch moves. True: it has stood still for STUCK_NS. */
+static bool stuck(struct batch *b, int64_t now) {
+  if (b->seen_ns && b->seen == b->got) return now - b->seen_ns >= STUCK_NS;
+  b->seen = b->got;
+  b->seen_ns = now;
+  return false;
+}
+
+/* Half of what is left goes to idle workers if it is worth the trouble; all of it when the batch
+   stands still, then even without idle workers (unless the caller fixed the size): others come to
+   it sooner. */
+static bool divide(const struct sched *s, struct batch *b, int64_t now, bool idle, unsigned *keep) {
+  const struct job *j = job_of(s, b->job);
+  unsigned left = b->n - b->got - 1;
+  *keep = b->got + 1;
+  if (stuck(b, now) && (idle || !j->chunk)) return true;
+  *keep += left / 2;
+  return idle && j->item_ns * left >= FLOOR_NS;
+}
+
+int sched_divide(struct sched *s, int64_t now, bool idle, unsigned *keep) {
+  if (sched_prepare(s) < 0) return -1;
+  for (unsigned tried = 0, seen = 0; tried < s->slots && seen < s->begun; tried++) {
+    unsigned i = s->cursor++ % s->slots;
+    struct batch *b = &s->batch[i];
+    if (b->state != B_BEGUN) continue;
+    seen++;
+    if (b->n - b->got > 1 && divide(s, b, now, idle, keep)) return (int)i;
+  }
+  return -1;
+}
