@@ -28,8 +28,7 @@
 #endif
 
 #define SLACK ((size_t)8 << 20) /* of C's own: buffers, what libc maps ahead */
-#define MINOR ((size_t)4 << 20) /* garbage between two young collections, where the heap is large \
-                                 */
+#define MINOR ((size_t)4 << 20) /* garbage between two young collections of a large heap */
 
 struct memory {
   struct arena *arena; /* NULL: blocks pass through to 'alloc' */
