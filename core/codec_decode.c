@@ -3,6 +3,7 @@
    SPDX-License-Identifier: MIT */
 #include <limits.h>
 
+#include "codec_plain.h"
 #include "codec_read.h"
 
 /* stack: room, met, envs. Pushes the values; answers how many. */
@@ -80,36 +81,8 @@ static int is_large(lua_State *L, size_t len) {
   return len >= LARGE && len / 128 >= (size_t)lua_gc(L, LUA_GCCOUNT) && lua_gc(L, LUA_GCISRUNNING);
 }
 
-/* Pushes a lone plain value; answers the bytes it took, 0 if it is not one. */
-static size_t take_plain(lua_State *L, const unsigned char *p, size_t len) {
-  if (!len) return 0;
-  unsigned tag = *p;
-  if (tag >= W_SMALL) {
-    lua_pushinteger(L, (lua_Integer)(tag - W_SMALL));
-    return 1;
-  }
-  if (tag >= W_SHORT) {
-    size_t n = tag - W_SHORT;
-    if (len - 1 < n) return 0;
-    lua_pushlstring(L, (const char *)p + 1, n);
-    return 1 + n;
-  }
-  if (tag > W_FLOAT || !tag) return 0;
-  if (tag <= W_TRUE) {
-    if (tag == W_NIL)
-      lua_pushnil(L);
-    else
-      lua_pushboolean(L, tag == W_TRUE);
-    return 1;
-  }
-  struct codec_reader r = {.L = L, .begin = p, .p = p + 1, .end = p + len};
-  if (len < 9 && !codec_left(&r, tag == W_FLOAT ? 8 : (size_t)1 << (tag - W_I8))) return 0;
-  codec_take_number(&r, tag);
-  return (size_t)(r.p - p);
-}
-
 static int read_message(lua_State *L, const void *bytes, size_t len, size_t *used, int plain) {
-  size_t took = take_plain(L, bytes, len);
+  size_t took = codec_plain_read(L, bytes, len);
   int n = 1;
   if (UNLIKELY(!took)) {
     struct codec_reader r;

@@ -13,7 +13,7 @@ static void give_back(struct local *l) {
   struct peer *p = l->lent;
   if (!p) return;
   l->lent = NULL;
-  ring_take(&p->ring, &l->frame);
+  ring_skip(&p->ring, l->lent_bytes);
   if (!l->lent_spill) return;
   l->lent_spill = false;
   atomic_fetch_add_explicit(&p->slice->spill_done, 1, memory_order_release);
@@ -90,6 +90,7 @@ static bool understand(struct local *l, struct peer *p, struct link_event *e) {
   switch ((enum frame)kind) {
   case FRAME_VALUE:
     e->what = LINK_VALUE;
+    e->n = 1;
     return p->slot != NO_SLOT;
   case FRAME_ERROR:
     e->what = LINK_ERROR;
@@ -116,6 +117,12 @@ static bool understand(struct local *l, struct peer *p, struct link_event *e) {
   return false;
 }
 
+/* Where the bodies of a run are told. */
+struct replies {
+  plua_reply *list;
+  unsigned max; /* 0: values are told one by one */
+};
+
 static int fault(struct local *l, struct peer *p, struct link_event *e) {
   p->broken = true;
   l->lent_spill = false;
@@ -124,8 +131,17 @@ static int fault(struct local *l, struct peer *p, struct link_event *e) {
   return 1;
 }
 
+/* Values come in runs, never beyond the batch that they are of. */
+static void take_run(struct local *l, struct peer *p, struct link_event *e, struct replies to) {
+  const struct posted *o = &l->posted[p->slot];
+  if (o->n - e->tag < to.max) to.max = o->n - e->tag;
+  e->n = ring_run(&p->ring, &l->frame, to.list, to.max, &l->lent_bytes);
+  l->frames += e->n - 1;
+  for (unsigned i = 1; i < e->n; i++) e->len += to.list[i].len;
+}
+
 /* The next frame of one worker as an event. */
-static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
+static int tell_frame(struct local *l, struct peer *p, struct link_event *e, struct replies to) {
   if (p->broken) return 0;
   int r = ring_peek(&p->ring, &l->frame);
   if (r == 0) return 0;
@@ -136,6 +152,9 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e) {
   l->lent_spill = false;
   if (!understand(l, p, e)) return fault(l, p, e);
   l->lent = p;
+  l->lent_bytes = ring_bytes(&l->frame);
+  if (l->frame.kind != FRAME_VALUE || !to.max || e->tag >= l->posted[p->slot].n) return 1;
+  take_run(l, p, e, to);
   return 1;
 }
 
@@ -218,8 +237,8 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
 }
 
 /* What one worker has to tell now. */
-static int tell_peer(struct local *l, struct peer *p, struct link_event *e) {
-  if (tell_frame(l, p, e)) return 1;
+static int tell_peer(struct local *l, struct peer *p, struct link_event *e, struct replies to) {
+  if (tell_frame(l, p, e, to)) return 1;
   if (!p->broken) ring_give(&p->ring);
   if (p->state == P_ENDED) return tell_death(l, p, e);
   if (p->state != P_HELD || p->quiet) return 0;
@@ -231,7 +250,8 @@ static int tell_peer(struct local *l, struct peer *p, struct link_event *e) {
   return 1;
 }
 
-int hear_next(struct local *l, struct link_event *e) {
+int hear_next(struct local *l, struct link_event *e, plua_reply *replies, unsigned max) {
+  const struct replies to = {replies, max};
   give_back(l);
   e->slot = NO_SLOT;
   e->data = NULL;
@@ -242,7 +262,7 @@ int hear_next(struct local *l, struct link_event *e) {
   if (UNLIKELY(l->garbage_ns) && tell_garbage(l, e)) return 1;
   for (unsigned tried = 0; tried < l->lives; tried++) {
     if (l->at >= l->lives) l->at = 0;
-    if (tell_peer(l, &l->peer[l->live[l->at]], e)) return 1;
+    if (tell_peer(l, &l->peer[l->live[l->at]], e, to)) return 1;
     l->at++;
   }
   return 0;

@@ -37,6 +37,13 @@ void scratch_close(struct scratch *s);
 
 /* ---- handles -------------------------------------------------------------------------------- */
 
+/* Results that the pool has told and that are not with their job yet: ev is that of the first. */
+struct run {
+  plua_event ev;
+  int n, at; /* those from 'at' on */
+  plua_reply reply[256];
+};
+
 struct handle {
   plua_pool *pool;         /* NULL: closed, or inline */
   struct inliner *inliner; /* NULL: closed, or a team */
@@ -51,6 +58,7 @@ struct handle {
   struct job *apply;            /* the job that takes the calls of apply; NULL: none */
   uint64_t applied;             /* submissions of apply so far: their index for random numbers */
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */
+  struct run run;
 };
 
 enum { H_JOBS = 1, H_FAILURE, H_LEFT, H_VALUES = H_LEFT };
@@ -74,7 +82,7 @@ void seam_put_drop(struct handle *h);
 const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len);
 int64_t seam_cancel(struct handle *h, uint64_t id, uint64_t first, uint64_t count, int how);
 int seam_forget(struct handle *h, uint64_t id);
-int seam_next(struct handle *h, plua_event *ev);
+int seam_next_run(struct handle *h, struct run *run);
 int seam_wait(struct handle *h, int64_t timeout_ns, int bulk);
 
 /* ---- jobs ----------------------------------------------------------------------------------- */

@@ -59,8 +59,20 @@ int seam_forget(struct handle *h, uint64_t id) {
   return h->pool ? plua_forget(h->pool, id) : 0;
 }
 
-int seam_next(struct handle *h, plua_event *ev) {
-  return h->inliner ? inline_next(h->inliner, ev) : plua_next(h->pool, ev);
+/* Fills the run, which is empty, if the next event is a result; else run->ev tells it. */
+int seam_next_run(struct handle *h, struct run *run) {
+  enum { MAX = sizeof run->reply / sizeof *run->reply };
+  run->at = run->n = 0;
+  if (h->inliner) {
+    int err = inline_next(h->inliner, &run->ev);
+    bool result = err >= 0 && run->ev.what == PLUA_RESULT && !run->ev.failed;
+    run->reply[0] = (plua_reply){run->ev.data, run->ev.len};
+    run->n = result;
+    return err;
+  }
+  int n = plua_next_run(h->pool, &run->ev, run->reply, MAX);
+  if (n > 0) run->n = n;
+  return n < 0 ? n : 0;
 }
 
 int seam_wait(struct handle *h, int64_t timeout_ns, int bulk) {
@@ -224,6 +236,7 @@ void handle_close(struct handle *h) {
   h->pool = NULL;
   h->inliner = NULL;
   h->apply = NULL;
+  h->run.at = h->run.n = 0;
   scratch_close(&h->scratch);
   scratch_close(&h->ends);
 }

@@ -9,6 +9,7 @@
 
 #include "base.h"
 #include "codec.h"
+#include "codec_plain.h"
 #include "lib.h"
 
 static const char maker_key, ours_key, nil_mark;
@@ -243,16 +244,21 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
 }
 
 /* A stream's books: what lies with workers, on average an item, and what lies here. */
-static void count_bytes(struct job *job, const plua_event *ev) {
+static void count_bytes(struct job *job, size_t len, uint64_t n) {
   uint64_t out = job->count - job->done;
-  if (job->bytes) job->bytes -= out > 1 ? job->bytes / out : job->bytes;
-  job->held += ev->len;
-  job->replied += ev->len;
+  if (job->bytes) job->bytes -= out > n ? job->bytes / out * n : job->bytes;
+  job->held += len;
+  job->replied += len;
+}
+
+static void count_run(struct job *job, const struct run *run) {
+  size_t len = 0;
+  for (int i = run->at; i < run->n; i++) len += run->reply[i].len;
+  count_bytes(job, len, (uint64_t)(run->n - run->at));
 }
 
 /* A result: its values to where they belong. */
 static void take_result(lua_State *L, struct job *job, const plua_event *ev) {
-  if (job->mode == CALL_EACH && job->keep == KEEP_LIST) return;
   int n = ev->len ? codec_read(L, ev->data, ev->len, NULL) : 0;
   if (UNLIKELY(n < 0)) {
     plua_event bad = *ev;
@@ -277,22 +283,58 @@ static void take_result(lua_State *L, struct job *job, const plua_event *ev) {
   keep_one(L, job, ev->index);
 }
 
-static void outcome(lua_State *L, struct pump *p, const plua_event *ev) {
+static bool is_stream(const struct job *job) {
+  return job->keep == KEEP_ORDER || job->keep == KEEP_QUEUE;
+}
+
+/* The job's outcomes have moved on: is that all? */
+static void moved(lua_State *L, struct pump *p) {
+  struct job *job = p->job;
+  p->moved = true;
+  if (LIKELY(job->done < job->count)) return;
+  job_settle(L, job, AT_JOB);
+  if (job->settled) p->job = NULL;
+}
+
+/* An item's error, or its loss. */
+static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   if (!job_of(L, p, ev->job)) return;
   struct job *job = p->job;
-  if (job->keep == KEEP_ORDER || job->keep == KEEP_QUEUE) count_bytes(job, ev);
-  if (LIKELY(ev->what == PLUA_RESULT && !ev->failed)) {
-    take_result(L, job, ev);
-  } else {
-    push_failure(L, job, ev, AT_JOB);
-    fail(L, job, ev->index);
-  }
+  if (is_stream(job)) count_bytes(job, ev->len, 1);
+  push_failure(L, job, ev, AT_JOB);
+  fail(L, job, ev->index);
   job->done++;
-  p->moved = true;
-  if (UNLIKELY(job->done >= job->count)) {
-    job_settle(L, job, AT_JOB);
-    if (job->settled) p->job = NULL;
+  moved(L, p);
+}
+
+/* A plain result of a list: most are. False: it is something else, and still to be taken. */
+static bool take_plain(lua_State *L, const struct job *job, const plua_reply *r, uint64_t index) {
+  if (job->keep != KEEP_LIST || codec_plain_read(L, r->data, r->len) == 0) return false;
+  lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
+  return true;
+}
+
+/* Hands the results of a run to their job. Each counts when it is there: an error (memory) leaves
+   the rest, this one too, for the next call. */
+static void take_run(lua_State *L, struct pump *p, struct run *run) {
+  if (!job_of(L, p, run->ev.job)) {
+    run->at = run->n;
+    return;
   }
+  struct job *job = p->job;
+  if (is_stream(job)) count_run(job, run);
+  bool nothing_kept = job->mode == CALL_EACH && job->keep == KEEP_LIST;
+  for (; run->at < run->n; run->at++, job->done++) {
+    const plua_reply *r = &run->reply[run->at];
+    uint64_t index = run->ev.index + (unsigned)run->at;
+    if (nothing_kept || LIKELY(take_plain(L, job, r, index))) continue;
+    plua_event ev = run->ev;
+    ev.index = index;
+    ev.data = r->data;
+    ev.len = r->len;
+    take_result(L, job, &ev);
+  }
+  moved(L, p);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------- */
@@ -343,7 +385,7 @@ static void handle_event(lua_State *L, struct pump *p, const plua_event *ev) {
   switch (ev->what) {
   case PLUA_RESULT:
   case PLUA_LOST:
-    outcome(L, p, ev);
+    failure(L, p, ev);
     return;
   case PLUA_FORK:
     handle_fork(L, p->h);
@@ -380,7 +422,7 @@ static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
 /* stack: handle, job | nil, timeout | nil, bulk */
 static int pump_inner(lua_State *L) {
   struct pump p = {.h = lua_touserdata(L, 1)};
-  plua_event ev;
+  struct run *run = &p.h->run;
   lua_settop(L, AT_RESULTS);
   if (!lua_isnil(L, AT_WANT)) p.want = job_check(L, AT_WANT);
   int64_t deadline = -1;
@@ -389,14 +431,14 @@ static int pump_inner(lua_State *L) {
   if (p.h->failed) raise_failure(L);
   p.h->runner.L = L;
   while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */
-    int err = seam_next(p.h, &ev);
+    int err = run->at < run->n ? 0 : seam_next_run(p.h, run);
     if (err < 0) handle_raise(L, p.h, err);
-    if (LIKELY(ev.what == PLUA_RESULT)) {
-      outcome(L, &p, &ev);
+    if (run->at < run->n) {
+      take_run(L, &p, run);
       continue;
     }
-    if (ev.what != PLUA_NOTHING) {
-      handle_event(L, &p, &ev);
+    if (run->ev.what != PLUA_NOTHING) {
+      handle_event(L, &p, &run->ev);
       if (p.h->ended) break;
       continue;
     }

@@ -24,8 +24,9 @@ enum link_what {
   LINK_UP,    /* worker has started and takes work */
   LINK_BOOT,  /* worker cannot start: data */
   LINK_BEGIN, /* worker has begun 'slot' */
-  LINK_VALUE, /* outcome of the batch that the worker is in: data */
-  LINK_ERROR, /* the same, an error: data, failed, elapsed_ns */
+  LINK_VALUE, /* outcomes of 'n' items of the batch that the worker is in, 'len' bytes in all: the
+                 replies that 'next' was given, the first one in 'data' too */
+  LINK_ERROR, /* outcome of one, an error: data, failed, elapsed_ns */
   LINK_CODE,  /* the same, without bytes: code, elapsed_ns */
   LINK_END,   /* the worker needed elapsed_ns for 'n' items of this batch */
   LINK_LEFT,  /* 'leave' reported an error: data */
@@ -43,7 +44,7 @@ struct link_event {
   int worker;
   pid_t pid;
   int slot;
-  uint32_t tag; /* VALUE, ERROR, CODE: offset of the item in its batch */
+  uint32_t tag; /* VALUE, ERROR, CODE: offset of the (first) item in its batch */
   int64_t next;
   const void *data; /* borrowed until the next call of 'next' */
   size_t len;
@@ -78,7 +79,8 @@ struct link_ops {
   /* Has item k of 'slot' interrupted in worker w, if it still runs it. */
   void (*interrupt)(struct link *l, int w, unsigned slot, unsigned k);
   void (*kill)(struct link *l, int w);
-  int (*next)(struct link *l, struct link_event *e);
+  /* The next event. replies[] takes 'max' values at most; NULL: one value at a time. */
+  int (*next)(struct link *l, struct link_event *e, plua_reply *replies, unsigned max);
   /* 1: something came, 0: time ran out, -EINTR. 'low': ring when few batches are left to take. */
   int (*wait)(struct link *l, int64_t timeout_ns, enum link_wait how, int low);
   /* Like wait, but returns at once with the descriptor armed: 1 something is there, 0 armed. */

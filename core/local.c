@@ -402,8 +402,8 @@ static int local_fd(struct link *link) {
 
 /* ---- opening and closing ------------------------------------------------------------------- */
 
-static int local_next(struct link *link, struct link_event *e) {
-  return hear_next(self(link), e);
+static int local_next(struct link *link, struct link_event *e, plua_reply *replies, unsigned max) {
+  return hear_next(self(link), e, replies, max);
 }
 
 /* All are killed first and reaped after, so that closing takes as long as the slowest death. */

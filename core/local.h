@@ -57,6 +57,7 @@ struct local {
   struct proc spare;
   int timer_fd;
   struct peer *lent; /* whose frame the caller has borrowed */
+  uint64_t lent_bytes;
   struct ring_frame frame;
   bool lent_spill;
   bool closed;        /* what the board should say */
@@ -65,8 +66,8 @@ struct local {
   unsigned frames;    /* told since descriptors were looked at */
 };
 
-/* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. */
-int hear_next(struct local *l, struct link_event *e);
+/* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. As link_ops.next. */
+int hear_next(struct local *l, struct link_event *e, plua_reply *replies, unsigned max);
 /* hear.c: whether hear_next has something; 'how' as in link_ops.wait. */
 bool hear_ready(const struct local *l, enum link_wait how);
 /* local.c: takes in what the descriptors say, waiting for at most timeout_ns (negative: no limit).

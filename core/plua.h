@@ -254,6 +254,17 @@ typedef struct plua_event {
    idle workers on the way. Releases what the event before had borrowed. */
 PLUA_API int plua_next(plua_pool *pool, plua_event *event);
 
+typedef struct plua_reply {
+  const void *data; /* borrowed, as an event's */
+  size_t len;
+} plua_reply;
+
+/* plua_next for those who expect many small results: successful ones that lie ready one behind the
+   other are told by one event. Answers how many, n, at most 'max', which is at least 1: the event
+   is that of item 'index', and replies[i] is the result of item index + i, i < n. Everything else
+   is told as plua_next does: then it answers 0. Negative: an error. */
+PLUA_API int plua_next_run(plua_pool *pool, plua_event *event, plua_reply *replies, int max);
+
 /* Sleeps until plua_next may have something to tell, or 'timeout_ns' has passed (negative: no
    limit). 'bulk' non-zero: the caller wants all results, no matter when, so wake it rarely.
    1: something came, 0: time ran out, -EINTR: a signal handler ran. */

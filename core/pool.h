@@ -55,9 +55,11 @@ struct plua_pool {
   unsigned target, alive, slots;
   struct pool_job *job;
   size_t job_cap;
-  uint64_t put_job;              /* whose item plua_put is writing; 0: none */
-  uint64_t lent_job, lent_index; /* whose payload goes when the event is released */
-  struct cancelled *cancelled;   /* events to tell */
+  uint64_t put_job; /* whose item plua_put is writing; 0: none */
+  /* whose payloads go when the event is released: items [lent_index, + lent) of a job; 0: none */
+  uint64_t lent_job, lent_index;
+  unsigned lent;
+  struct cancelled *cancelled; /* events to tell */
   size_t cancels, cancels_told, cancel_cap;
   bool retired;           /* workers were told that nothing more comes */
   bool careful;           /* one item is out at a time, so that who breaks the protocol is known */

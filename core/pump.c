@@ -43,15 +43,22 @@ void pool_tidy(struct plua_pool *p, uint64_t id) {
 void pool_release(struct plua_pool *p) {
   if (!p->lent_job) return;
   struct pool_job *j = pool_job(p, p->lent_job);
-  uint64_t off = j ? places_take(&j->places, p->lent_index) : 0;
-  if (off) store_free(p->store, off);
+  for (unsigned i = 0; j && j->places.count && i < p->lent; i++) {
+    uint64_t off = places_take(&j->places, p->lent_index + i);
+    if (off) store_free(p->store, off);
+  }
   p->lent_job = 0;
 }
 
-static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
+static void items_done(struct plua_pool *p, uint64_t job, uint64_t index, unsigned n) {
   FAIL_POINT(P_DELIVER);
   p->lent_job = job;
   p->lent_index = index;
+  p->lent = n;
+}
+
+static void item_done(struct plua_pool *p, uint64_t job, uint64_t index) {
+  items_done(p, job, index, 1);
 }
 
 /* ---- giving out ---------------------------------------------------------------------------- */
@@ -170,11 +177,39 @@ static void batch_freed(struct plua_pool *p, unsigned slot, uint64_t job) {
   if (sched_waiting(p->sched)) pool_post(p);
 }
 
+/* Results of l->n items in a row. */
+static int values(struct plua_pool *p, const struct link_event *l, plua_event *e) {
+  struct sched_item item;
+  bool freed;
+  enum sched_verdict v = sched_values(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag,
+                                      l->n, &item, &freed);
+  if (UNLIKELY(v == SCHED_FAULT)) {
+    suspect(p, l->worker);
+    return 0;
+  }
+  p->bytes_out += l->len;
+  if (v == SCHED_DELIVER) {
+    *e = (plua_event){.what = PLUA_RESULT,
+                      .job = item.job,
+                      .index = item.index,
+                      .data = l->data,
+                      .len = l->len,
+                      .worker = l->worker + 1,
+                      .pid = l->pid,
+                      .attempts = item.attempt,
+                      .elapsed_ns = -1};
+    items_done(p, item.job, item.index, l->n);
+  }
+  if (freed) batch_freed(p, (unsigned)l->slot, item.job);
+  return v == SCHED_DELIVER;
+}
+
+/* An item's error. */
 static int outcome(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct sched_item item;
-  bool freed, failed = l->what != LINK_VALUE;
+  bool freed;
   enum sched_verdict v = sched_outcome(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag,
-                                       failed, &item, &freed);
+                                       true, &item, &freed);
   if (UNLIKELY(v == SCHED_FAULT)) {
     suspect(p, l->worker);
     return 0;
@@ -322,6 +357,7 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
     w->since_ns = 0;
     return 0;
   case LINK_VALUE:
+    return values(p, l, e);
   case LINK_ERROR:
   case LINK_CODE:
     return outcome(p, l, e);
@@ -399,18 +435,32 @@ static int told_failure(struct plua_pool *p, plua_event *e) {
   return 0;
 }
 
-int plua_next(plua_pool *p, plua_event *e) {
+/* How many results *e tells; 0: it tells something else. */
+static int next(plua_pool *p, plua_event *e, plua_reply *replies, unsigned max) {
   struct link_event l;
   if (UNLIKELY(!*p->ours)) return PLUA_EOWNER;
   pool_release(p);
   if (UNLIKELY(p->failed)) return told_failure(p, e);
-  while (p->link->ops->next(p->link, &l))
-    if (handle(p, &l, e)) return 0;
+  while (p->link->ops->next(p->link, &l, replies, max))
+    if (handle(p, &l, e)) return e->what == PLUA_RESULT && !e->failed ? (int)l.n : 0;
   pool_watch(p);
   if (sched_waiting(p->sched)) pool_post(p);
   pool_retire(p);
   tell(p, e);
   return 0;
+}
+
+int plua_next(plua_pool *p, plua_event *e) {
+  int n = next(p, e, NULL, 0);
+  return n < 0 ? n : 0;
+}
+
+int plua_next_run(plua_pool *p, plua_event *e, plua_reply *replies, int max) {
+  if (!replies || max < 1) return PLUA_EARG;
+  int n = next(p, e, replies, (unsigned)max);
+  if (n == 1) replies[0] = (plua_reply){e->data, e->len};
+  if (n > 1) e->len = replies[0].len;
+  return n;
 }
 
 /* ---- waiting ------------------------------------------------------------------------------- */

@@ -18,7 +18,8 @@
 /* A header is len:28 kind:4 in its first word, the tag in its second. */
 #define LEN_BITS 28
 #define LEN_MASK ((UINT32_C(1) << LEN_BITS) - 1)
-#define SKIP LEN_MASK /* no frame here: go on at the start of the ring */
+#define SKIP LEN_MASK   /* no frame here: go on at the start of the ring */
+enum { RUN_SHARE = 4 }; /* a run takes this part of the ring at most */
 
 static uint64_t span(uint32_t len) {
   return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7);
@@ -112,8 +113,40 @@ int ring_peek(struct ring *r, struct ring_frame *f) {
   }
 }
 
+/* Each header is read once, since its bytes may change: what does not fit ends the run, and is
+   ring_peek's to judge. */
+unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_reply *list,
+                  unsigned max, uint64_t *bytes) {
+  uint64_t at = r->head & (r->size - 1), end = r->size - at, limit = r->size / RUN_SHARE;
+  if (end > r->tail - r->head) end = r->tail - r->head;
+  if (end > limit) end = limit;
+  const unsigned char *p = r->data + at;
+  uint64_t used = *bytes = span(f->len);
+  unsigned n = 1;
+  list[0] = (struct plua_reply){f->body, f->len};
+  for (; n < max && used + RING_HEAD <= end; n++) {
+    uint32_t word, tag;
+    memcpy(&word, p + used, 4);
+    memcpy(&tag, p + used + 4, 4);
+    uint32_t len = word & LEN_MASK;
+    if (word >> LEN_BITS != f->kind || tag != f->tag + n || span(len) > end - used) break;
+    list[n] = (struct plua_reply){p + used + RING_HEAD, len};
+    used += span(len);
+  }
+  *bytes = used;
+  return n;
+}
+
+uint64_t ring_bytes(const struct ring_frame *f) {
+  return span(f->len);
+}
+
 void ring_take(struct ring *r, const struct ring_frame *f) {
-  r->head += span(f->len);
+  ring_skip(r, span(f->len));
+}
+
+void ring_skip(struct ring *r, uint64_t bytes) {
+  r->head += bytes;
   if (r->head - r->given >= r->size / 8) ring_give(r);
 }
 

@@ -32,6 +32,8 @@ struct ring {
   uint64_t given; /* reader: the head that the writer knows */
 };
 
+struct plua_reply;
+
 struct ring_frame {
   unsigned kind; /* 0 .. RING_KINDS - 1, the writer's */
   uint32_t tag;  /* the writer's */
@@ -63,8 +65,17 @@ static inline size_t ring_max(const struct ring *r) {
 /* Reader: 1 and the next frame, 0 when there is none, PLUA_EPROTO when the bytes make no sense:
    then the ring is of no more use, do not ask again. */
 int ring_peek(struct ring *r, struct ring_frame *f);
+/* Reader: how many frames from 'f' on, which ring_peek has told, lie one behind the other with its
+   kind and tags that count up: at least 1, at most 'max', and no more than the writer can spare.
+   list[] tells their bodies, *bytes what ring_skip takes. */
+unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_reply *list,
+                  unsigned max, uint64_t *bytes);
 /* Reader: done with that frame. Room is given back in large steps and when the ring runs empty. */
 void ring_take(struct ring *r, const struct ring_frame *f);
+/* Reader: the same for so many bytes of frames. */
+void ring_skip(struct ring *r, uint64_t bytes);
+/* The bytes that a frame takes. */
+uint64_t ring_bytes(const struct ring_frame *f);
 /* Reader: gives back all room now and wakes a writer that waits for it. */
 void ring_give(struct ring *r);
 

@@ -467,20 +467,35 @@ static enum sched_verdict charge(struct sched *s, const struct batch *b, unsigne
   return SCHED_AGAIN;
 }
 
+/* Whether w may tell outcomes of items [k, k + n) of the batch now. */
+static bool expected(const struct batch *b, unsigned w, unsigned k, unsigned n) {
+  return b->state == B_BEGUN && b->worker == w && k == b->got && k < b->n && n <= b->n - k;
+}
+
+enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsigned k, unsigned n,
+                                struct sched_item *item, bool *freed) {
+  struct batch *b = &s->batch[slot];
+  *freed = false;
+  if (!expected(b, w, k, n)) return SCHED_FAULT;
+  *item = (struct sched_item){b->job, b->first + k, 1 + b->crashes + b->errors};
+  bool wanted = job_of(s, b->job)->state != J_FORGOTTEN;
+  b->got += n;
+  s->pending -= n;
+  s->counts.done += n;
+  *freed = b->got == b->n;
+  if (*freed) slot_free(s, b);
+  return wanted ? SCHED_DELIVER : SCHED_DROP;
+}
+
 enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
                                  bool failed, struct sched_item *item, bool *freed) {
   struct batch *b = &s->batch[slot];
   *freed = false;
-  if (b->state != B_BEGUN || b->worker != w || k != b->got || k >= b->n) return SCHED_FAULT;
+  if (!failed) return sched_values(s, w, slot, k, 1, item, freed);
+  if (!expected(b, w, k, 1)) return SCHED_FAULT;
   *item = (struct sched_item){b->job, b->first + k, 1 + b->crashes + b->errors};
-  enum sched_verdict v = SCHED_DELIVER;
   b->got++;
-  if (UNLIKELY(failed))
-    v = charge(s, b, k, false, false);
-  else {
-    if (UNLIKELY(job_of(s, b->job)->state == J_FORGOTTEN)) v = SCHED_DROP;
-    done(s);
-  }
+  enum sched_verdict v = charge(s, b, k, false, false);
   if (b->got == b->n) {
     *freed = true;
     slot_free(s, b);

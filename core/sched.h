@@ -85,6 +85,10 @@ bool sched_begin(struct sched *s, unsigned w, unsigned slot);
 /* Worker w published the outcome of item k of the batch in slot. *freed: the slot is free now. */
 enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
                                  bool failed, struct sched_item *item, bool *freed);
+/* The same for items [k, k + n) that went well, n at least 1: *item is the first. The verdict,
+   which holds for all, is SCHED_DELIVER, SCHED_DROP or SCHED_FAULT. */
+enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsigned k, unsigned n,
+                                struct sched_item *item, bool *freed);
 /* Worker w ended the batch that it began last, having spent 'ns' on 'n' items. False: a fault, not
    all its outcomes have come. */
 bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns);

@@ -13,6 +13,7 @@ local programs <const> = {
     two_pools = "runs two pools at once",
     many_jobs = "tells the outcomes of many jobs apart",
     extend = "takes items while others run",
+    runs = "tells results in runs, each once, though workers die between them",
     result_sizes = "brings replies of every size near the bounds of the ring",
     result_10mb = "brings replies of 10 MB beside small ones",
     result_100mb = "brings replies of 100 MB",

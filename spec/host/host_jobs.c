@@ -89,6 +89,54 @@ static void extend(void) {
   plua_close(d.pool);
 }
 
+/* Cubes, among which some are errors and some take their worker along. */
+static int cube_or_worse(void *ctx, const plua_item *item, plua_out *out) {
+  if (item->index % 1009 == 7) kill(getpid(), SIGKILL);
+  int err = cube(ctx, item, out);
+  return err ? err : item->index % 97 == 5;
+}
+
+/* Takes results in runs of at most 'max'; each comes once, whatever stands between them. */
+static int take_runs(struct drive *d, int max) {
+  plua_event e;
+  plua_reply reply[300];
+  int n = plua_next_run(d->pool, &e, reply, max);
+  CHECK(n >= 0 && n <= max && (n == 0 || (e.what == PLUA_RESULT && !e.failed)));
+  for (int i = 0; i < n; i++) {
+    plua_event one = e;
+    one.index += (unsigned)i;
+    one.data = reply[i].data;
+    one.len = reply[i].len;
+    expect_cube(d, &one);
+    drive_count(d, &one);
+  }
+  if (n) return n;
+  if (e.what == PLUA_RESULT || e.what == PLUA_LOST) drive_count(d, &e);
+  if (e.what == PLUA_FORK) CHECK(plua_fork(d->pool) >= 0);
+  if (e.what == PLUA_NOTHING) CHECK(plua_wait(d->pool, -1, 0) != 0);
+  return 0;
+}
+
+static void runs(void) {
+  static const int most[] = {1, 2, 7, 300};
+  int longest = 0;
+  for (int i = 0; i < 4; i++) {
+    struct drive d;
+    plua_pool *p = host_open(2, cube_or_worse);
+    drive_submit(&d, p, 20000, (plua_job){.chunksize = i % 2 ? 1000 : 0});
+    while (d.outcomes < d.n) {
+      int n = take_runs(&d, most[i]);
+      if (n > longest) longest = n;
+    }
+    CHECK_IS(d.lost, 20);
+    CHECK_IS(d.errors, 207);
+    drive_end(&d);
+    CHECK_IS(plua_next_run(p, &(plua_event){0}, NULL, 1), PLUA_EARG);
+    plua_close(p);
+  }
+  CHECK(longest > 50);
+}
+
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
 static unsigned char byte_at(uint64_t seed, size_t i) {
@@ -369,6 +417,7 @@ int main(int argc, char **argv) {
     {"two_pools", two_pools},
     {"many_jobs", many_jobs},
     {"extend", extend},
+    {"runs", runs},
     {"result_sizes", result_sizes},
     {"result_10mb", result_10mb},
     {"result_100mb", result_100mb},

@@ -36,6 +36,14 @@ static size_t length(const struct pipe *p, uint64_t *s, size_t max) {
   return r == 0 ? max : r == 1 ? 0 : r < 6 ? size % 40 % (max + 1) : size % (max + 1);
 }
 
+/* Runs of nine of a kind; in every third the tags do not count up. */
+static unsigned kind_of(uint64_t i) {
+  return (unsigned)(i / 9 % RING_KINDS);
+}
+static uint32_t tag_of(uint64_t i) {
+  return (uint32_t)(i / 9 % 3 ? i : i * 7);
+}
+
 static void *writer(void *arg) {
   struct pipe *p = arg;
   struct ring r;
@@ -53,20 +61,40 @@ static void *writer(void *arg) {
       while (!(at = ring_reserve(&r, more, &room))) ring_wait_room(&r, 100);
       memset(at, (int)(i & 0xff), more);
     }
-    ring_publish(&r, (unsigned)(i % RING_KINDS), (uint32_t)i * 7, (uint32_t)n);
+    ring_publish(&r, kind_of(i), tag_of(i), (uint32_t)n);
   }
   return NULL;
 }
 
 static void check_frame(const struct pipe *p, const struct ring_frame *f, uint64_t i, size_t n) {
-  CHECK(f->len == n && f->kind == i % RING_KINDS && f->tag == (uint32_t)i * 7);
+  CHECK(f->len == n && f->kind == kind_of(i) && f->tag == tag_of(i));
   CHECK(f->body >= p->data && f->body + n <= p->data + p->size);
   for (size_t k = 0; k < n; k++) CHECK(f->body[k] == (i & 0xff));
+}
+
+/* Takes a run that begins with f, the i-th frame. How many frames it was. */
+static unsigned take_run(const struct pipe *p, struct ring *r, const struct ring_frame *f,
+                         uint64_t i, uint64_t *s, bool whole) {
+  struct plua_reply list[12];
+  uint64_t bytes, taken = 0;
+  unsigned max = whole ? 12 : 1 + (unsigned)(i % 3), n = ring_run(r, f, list, max, &bytes);
+  CHECK(n >= 1 && n <= max && (tag_of(i + 1) == tag_of(i) + 1 || n == 1));
+  for (unsigned k = 0; k < n; k++) {
+    size_t len = length(p, s, ring_max(r));
+    struct ring_frame one = {f->kind, f->tag + k, (uint32_t)list[k].len, list[k].data};
+    check_frame(p, &one, i + k, len);
+    if (next_random(s) % 5 == 0) next_random(s);
+    taken += ring_bytes(&one);
+  }
+  CHECK(bytes == taken);
+  ring_skip(r, bytes);
+  return n;
 }
 
 static void reader(struct pipe *p) {
   struct ring r;
   uint64_t s = p->seed;
+  unsigned longest = 0;
   ring_attach(&r, p->shared, p->data, p->size);
   for (uint64_t i = 0; i < p->frames;) {
     struct ring_frame f;
@@ -76,6 +104,12 @@ static void reader(struct pipe *p) {
       ring_give(&r);
       continue;
     }
+    if (i % 5 < 3) {
+      unsigned n = take_run(p, &r, &f, i, &s, i % 5 < 2);
+      longest = n > longest ? n : longest;
+      i += n;
+      continue;
+    }
     size_t n = length(p, &s, ring_max(&r));
     check_frame(p, &f, i++, n);
     if (next_random(&s) % 5 == 0) next_random(&s);
@@ -83,7 +117,7 @@ static void reader(struct pipe *p) {
   }
   ring_give(&r);
   struct ring_frame f;
-  CHECK(ring_peek(&r, &f) == 0);
+  CHECK(ring_peek(&r, &f) == 0 && longest > 1);
 }
 
 /* Bytes around the data tell who wrote outside. */
@@ -141,8 +175,17 @@ static void garbage(uint64_t rounds) {
     while ((got = ring_peek(&r, &f)) == 1) {
       CHECK(f.body >= p.data + RING_HEAD && f.len <= p.size);
       CHECK(f.body + f.len <= p.data + p.size && f.kind < RING_KINDS);
-      ring_take(&r, &f);
-      CHECK(++told <= p.size / RING_HEAD);
+      struct plua_reply list[8];
+      uint64_t bytes;
+      unsigned n = ring_run(&r, &f, list, 8, &bytes);
+      CHECK(n >= 1 && n <= 8 && bytes >= n * RING_HEAD);
+      for (unsigned k = 0; k < n; k++) {
+        const unsigned char *body = list[k].data;
+        CHECK(body >= p.data + RING_HEAD && body + list[k].len <= p.data + p.size);
+      }
+      ring_skip(&r, bytes);
+      told += n;
+      CHECK(told <= p.size / RING_HEAD);
     }
     frames += told;
     faults += got == PLUA_EPROTO;

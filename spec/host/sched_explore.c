@@ -40,7 +40,7 @@ static struct config {
   unsigned items, jobs, slots, workers, chunk, crash_retries, error_retries;
 } conf;
 
-enum kind { ADD, POST, UNPOST, BEGIN, OK, FAIL, END, DEATH, BACK, WITHDRAW, FORGET };
+enum kind { ADD, POST, UNPOST, BEGIN, OK, RESULTS, FAIL, END, DEATH, BACK, WITHDRAW, FORGET };
 
 struct event {
   unsigned char kind, a, b, c;
@@ -214,6 +214,24 @@ static void do_outcome(struct run *r, unsigned w, bool failed) {
   CHECK(v == (r->m.item[i].place == DONE ? SCHED_DELIVER : SCHED_DROP));
 }
 
+/* n results told at once are what n calls tell one by one. */
+static void do_results(struct run *r, unsigned w, unsigned n) {
+  struct slot *t = slot_of(&r->m, w);
+  struct sched_item it;
+  bool freed;
+  unsigned s = (unsigned)(t - r->m.slot), i = t->first + t->got;
+  unsigned tries = attempt_of(&r->m.item[i]);
+  bool gone = r->m.forgotten[job_of(i)];
+  enum sched_verdict v = sched_values(r->sched, w, s, t->got, n, &it, &freed);
+  CHECK(v == (gone ? SCHED_DROP : SCHED_DELIVER));
+  check_item(r, &it, i, tries);
+  t->got = (unsigned char)(t->got + n);
+  CHECK(freed == (t->got == t->n));
+  if (freed) *t = (struct slot){0};
+  for (unsigned k = 0; k < n; k++) r->m.item[i + k].place = gone ? GONE : DONE;
+  r->m.done += n;
+}
+
 /* 'how': 0 begun is got, 1 begun is got + 1, 2 not known, 3 impossible; + 4: final. */
 static void do_death(struct run *r, unsigned w, unsigned how) {
   struct slot *t = slot_of(&r->m, w), was = *t;
@@ -273,6 +291,9 @@ static void play(struct run *r, struct event e) {
     return;
   case OK:
     do_outcome(r, e.a, false);
+    return;
+  case RESULTS:
+    do_results(r, e.a, e.b);
     return;
   case FAIL:
     do_outcome(r, e.a, true);
@@ -335,6 +356,8 @@ static unsigned possible(struct model *m, struct event *e) {
       continue;
     }
     e[n++] = (struct event){OK, w, 0, 0};
+    for (unsigned char k = 2; k <= slot_of(m, w)->n - slot_of(m, w)->got; k++)
+      e[n++] = (struct event){RESULTS, w, k, 0};
     e[n++] = (struct event){FAIL, w, 0, 0};
     for (unsigned char how = 0; how < 5; how++)
       e[n++] = (struct event){DEATH, w, how == 4 ? 5 : how, 0};
@@ -390,6 +413,10 @@ static void check_refusals(struct run *r) {
     for (unsigned s = 0; s < conf.slots; s++) {
       const struct slot *t = &r->m.slot[s];
       bool mine = t->out && t->begun && t->worker == w && w < conf.workers;
+      for (unsigned k = 0; k <= ITEMS; k++)
+        for (unsigned n = 1; n <= ITEMS; n++)
+          if (!mine || k != t->got || n > (unsigned)(t->n - t->got))
+            CHECK(sched_values(r->sched, w, s, k, n, &it, &freed) == SCHED_FAULT && !freed);
       for (unsigned k = 0; k <= ITEMS; k++)
         if (!mine || k != t->got)
           CHECK(sched_outcome(r->sched, w, s, k, k & 1, &it, &freed) == SCHED_FAULT && !freed);

@@ -146,6 +146,31 @@ static void outcome(unsigned w) {
   CHECK(sched_end(sched, w, 1 + upto(100), upto(1000000)));
 }
 
+/* Several results at once, as many calls for one would tell. */
+static void results(unsigned w) {
+  struct slot *t = &slot[at[w]];
+  struct sched_item si;
+  bool freed;
+  struct job *j = t->job;
+  unsigned n = 1 + upto(t->n - t->got);
+  if (t->got + n > t->n) {
+    CHECK(sched_values(sched, w, (unsigned)at[w], t->got, n, &si, &freed) == SCHED_FAULT);
+    return;
+  }
+  enum sched_verdict v = sched_values(sched, w, (unsigned)at[w], t->got, n, &si, &freed);
+  CHECK(v == (j->forgotten ? SCHED_DROP : SCHED_DELIVER));
+  CHECK(si.job == j->id && si.index == t->first + t->got);
+  for (; n; n--, t->got++) {
+    struct item *it = &j->item[t->first + t->got];
+    CHECK(si.attempt == 1u + it->crashes + it->errors && it->place == OUT);
+    end_item(it, j->forgotten ? GONE : DONE);
+  }
+  CHECK(freed == (t->got == t->n));
+  if (!freed) return;
+  *t = (struct slot){.worker = -1};
+  at[w] = -1;
+}
+
 static void death(unsigned w) {
   struct sched_item si;
   bool freed, final = once_in(4);
@@ -255,7 +280,7 @@ static void one_event(void) {
     if (once_in(400)) forget(j);
     break;
   default:
-    if (at[w] >= 0) outcome(w);
+    if (at[w] >= 0) once_in(2) ? results(w) : outcome(w);
   }
 }
 
