@@ -109,6 +109,7 @@ struct job {
   bool open;       /* more items may come */
   bool stopping;   /* an error has withdrawn the rest */
   bool settled;    /* every item has its outcome; forgotten by the core */
+  bool sized;      /* the table of results has its size */
   bool front;      /* ORDER: the outcome to be taken next has arrived */
   uint64_t count;  /* items given, without those withdrawn */
   uint64_t done;   /* items that have an outcome */
@@ -133,6 +134,9 @@ int job_new(struct lua_State *L);
 /* Encodes what a pool's workers need to know of the job into h->scratch, or raises the refusal.
    stack: handle, spec, ... */
 void job_encode_call(struct lua_State *L, struct handle *h, const struct job *job);
+/* Pushes the table that results go to. At the first outcome it is made anew, of the right size if
+   that is known and sane: a team was forked by then, which does not have to copy it. */
+void job_results_open(struct lua_State *L, struct job *job, int at);
 /* The job is over, at once: nothing of it comes any more. 'at': the job's index. */
 void job_end(struct lua_State *L, struct job *job, int at);
 /* If nothing is outstanding: the job is over, and the core forgets it. 'at': the job's index. */

@@ -128,10 +128,14 @@ static void job_submit(lua_State *L, struct handle *h, struct job *job) {
   job->h = h;
 }
 
-/* The table that results go to: of the right size at once, if it is known and sane. */
-static void new_results(lua_State *L, const struct job *job) {
+void job_results_open(lua_State *L, struct job *job, int at) {
   uint64_t size = job->keep == KEEP_LIST && job->mode != CALL_EACH ? job->total : 0;
-  lua_createtable(L, size < (1 << 26) ? (int)size : 0, job->keep == KEEP_LIST ? 1 : 0);
+  if (!job->sized && size) {
+    lua_createtable(L, size < (1 << 26) ? (int)size : 0, 1);
+    lua_setiuservalue(L, at, J_RESULTS);
+  }
+  job->sized = true;
+  lua_getiuservalue(L, at, J_RESULTS);
 }
 
 /* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
@@ -150,7 +154,7 @@ int job_new(lua_State *L) {
                       .lowest = UINT64_MAX,
                       .settled = true};
   luaL_setmetatable(L, "plua.job");
-  new_results(L, job);
+  lua_createtable(L, 0, 0);
   lua_setiuservalue(L, 3, J_RESULTS);
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, 3, J_HANDLE);

@@ -154,7 +154,7 @@ static bool job_of(lua_State *L, struct pump *p, uint64_t id) {
   lua_pop(L, 1);
   if (lua_isnil(L, AT_JOB)) return false;
   p->job = job_check(L, AT_JOB);
-  lua_getiuservalue(L, AT_JOB, J_RESULTS);
+  job_results_open(L, p->job, AT_JOB);
   lua_replace(L, AT_RESULTS);
   return true;
 }
