@@ -143,6 +143,7 @@ PLUA_API int luaopen_plua_core(lua_State *L) {
   constants(L);
   lib_handle_open(L);
   lib_job_open(L);
+  lib_share_open(L);
   lib_pump_open(L);
   return 1;
 }

@@ -52,6 +52,7 @@ struct handle {
   unsigned epoch; /* rt->epoch when it was made: another one is another process */
   pid_t owner;
   bool once;                    /* a one-shot team: functions and data are inherited */
+  bool sharing;                 /* its workers, or those to come, share the heap */
   bool busy;                    /* a call on it is under way: finalisers must stay out */
   bool failed;                  /* workers cannot start; uservalue H_FAILURE tells why */
   bool ended;                   /* shut down, and every worker is gone */
@@ -69,8 +70,13 @@ _Noreturn void handle_raise(struct lua_State *L, struct handle *h, int err);
 /* Calls fn on the handle at 1 with the stack as it is, busy meanwhile. Answers its results. */
 int handle_enter(struct lua_State *L, int (*fn)(struct lua_State *L));
 void handle_close(struct handle *h);
-/* Flushes files, collects garbage, forks what is missing. */
+/* Flushes files, readies the heap, forks what is missing. */
 void handle_fork(struct lua_State *L, struct handle *h);
+
+/* lib_share.c: before each fork; and when the call it was for is over, or the pool's workers live.
+ */
+void share_begin(struct lua_State *L, struct handle *h);
+void share_end(struct lua_State *L, struct handle *h);
 
 int seam_submit(struct handle *h, const plua_job *job, uint64_t *id);
 int seam_extend(struct handle *h, uint64_t id, uint64_t count);
@@ -158,6 +164,7 @@ extern const struct luaL_Reg lib_job_methods[]; /* of handles: what makes jobs *
 /* Each adds its functions to the table on top of the stack, which is the module. */
 void lib_handle_open(struct lua_State *L);
 void lib_job_open(struct lua_State *L);
+void lib_share_open(struct lua_State *L);
 void lib_pump_open(struct lua_State *L);
 
 #endif

@@ -221,10 +221,11 @@ static int open_handle(lua_State *L) {
 }
 
 void handle_fork(lua_State *L, struct handle *h) {
-  fflush(NULL);             /* or each worker would write what the files hold once more */
-  lua_gc(L, LUA_GCCOLLECT); /* what is garbage now is finalised here, and not in each worker too */
+  share_begin(L, h); /* what is garbage now is finalised here, and not in each worker too */
+  fflush(NULL);      /* or each worker would write what the files hold once more */
   h->runner.host = L;
   int err = plua_fork(h->pool);
+  if (!h->once) share_end(L, h); /* a pool's caller goes on with other things */
   if (err < 0) handle_raise(L, h, err);
 }
 
@@ -252,6 +253,7 @@ static int close_handle(lua_State *L) {
   handle_close(h);
   luaL_unref(L, LUA_REGISTRYINDEX, h->runner.keep);
   h->runner.keep = LUA_NOREF;
+  share_end(L, h);
   return 0;
 }
 

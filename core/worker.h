@@ -25,6 +25,11 @@ struct runtime {
   bool running;     /* an item runs; the two that follow tell which */
   uint64_t item;    /* from 0 */
   unsigned attempt;
+  /* lib_share.c: of the caller's collector */
+  size_t heap;      /* bytes after the last whole collection for workers' sake; 0: none was */
+  unsigned sharing; /* handles whose workers share the heap */
+  bool restore;     /* its mode is not the script's own */
+  bool posted;      /* a sentinel waits for the next collection */
 };
 
 /* The one of L's state, made at the first call. Lives as long as the state. May raise (memory). */

@@ -28,7 +28,7 @@ enum {
 
 #define RESERVE ((size_t)1 << 38)
 #define RESERVE_MIN ((size_t)1 << 32)
-#define KEEP ((size_t)16 << 20) /* free memory that is kept; a quarter of what is used, too */
+#define KEEP ((size_t)32 << 20) /* free memory that is kept; a quarter of what is used, too */
 #define PAGE ((size_t)4096)
 
 struct span {

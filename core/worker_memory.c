@@ -27,8 +27,10 @@
 #define SANITIZED 0
 #endif
 
-#define SLACK ((size_t)8 << 20) /* of C's own: buffers, what libc maps ahead */
-#define MINOR ((size_t)4 << 20) /* garbage between two young collections of a large heap */
+/* What C code may map itself beside: its buffers, what libc maps ahead. */
+#define SLACK ((size_t)8 << 20)
+/* Garbage between two young collections, where the heap is large. */
+#define MINOR ((size_t)8 << 20)
 
 struct memory {
   struct arena *arena; /* NULL: blocks pass through to 'alloc' */
@@ -169,7 +171,9 @@ static void *allocate(void *ud, void *block, size_t osize, size_t nsize) {
 /* Young collections do not look at what is old: they can be frequent, so that little is touched. */
 static void pace(lua_State *L) {
   size_t heap = ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + 1, percent = MINOR * 100 / heap;
-  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : percent > 20 ? 20 : (int)percent, 0);
+  if (percent >= 20) return; /* Lua's own */
+  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : (int)percent, 0);
+  lua_gc(L, LUA_GCSTEP, 0); /* when the next one comes was settled before */
 }
 
 void memory_open(struct runner *r) {

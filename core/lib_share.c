@@ -1,0 +1,148 @@
+/* lib_share.c: makes a Lua heap ready to be shared with forked workers, and puts back what it was.
+   A collector that marks all it finds writes to every page, and a page that is written is shared no
+   more. So the caller's state collects by generations meanwhile: what is there at the fork is old,
+   and young collections, the workers' too, pass it by.
+   Invariant: what was garbage at the fork was finalised before. A whole collection finds all of it;
+   where the heap is as large as after the last one, a young one finds what has died young since.
+   Knows Lua's collector; does not know pools. SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <lua.h>
+#include <string.h>
+
+#include "base.h"
+#include "lib.h"
+
+/* A heap whose collections are worth saving. */
+#define LARGE ((size_t)4 << 20)
+/* Garbage that a worker makes between two collections (worker_memory.c), and a short string. */
+#define YOUNG_MAX ((size_t)8 << 20)
+#define STRING 64
+
+static size_t heap_size(lua_State *L) {
+  return ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + (size_t)lua_gc(L, LUA_GCCOUNTB);
+}
+
+/* ---- the string table ----------------------------------------------------------------------- */
+
+/* Sees the table of strings grow: no other block that is there already does meanwhile. */
+struct watch {
+  lua_Alloc alloc;
+  void *ud;
+  bool grown;
+};
+
+static void *watch(void *ud, void *block, size_t osize, size_t nsize) {
+  struct watch *w = ud;
+  if (block && nsize > osize) w->grown = true;
+  return w->alloc(w->ud, block, osize, nsize);
+}
+
+/* Makes short strings, n of them, until the table has grown. */
+static int make_strings(lua_State *L) {
+  const struct watch *w = lua_touserdata(L, 1);
+  lua_Integer n = lua_tointeger(L, 2);
+  char text[32] = "plua: room for strings \0";
+  for (lua_Integer i = 0; i < n && !w->grown; i++) {
+    memcpy(text + 24, &i, sizeof i);
+    lua_pushlstring(L, text, sizeof text);
+    lua_pop(L, 1);
+  }
+  return 0;
+}
+
+/* A table of strings that grows links each string anew, and so unshares them all: one that has not
+   room for the strings that a worker makes between two collections grows here. */
+static void make_room(lua_State *L, size_t heap) {
+  struct watch w = {.grown = false};
+  size_t young = heap / 5 < YOUNG_MAX ? heap / 5 : YOUNG_MAX;
+  bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
+  lua_gc(L, LUA_GCSTOP);
+  lua_pushcfunction(L, make_strings);
+  lua_pushlightuserdata(L, &w);
+  lua_pushinteger(L, (lua_Integer)(young / STRING));
+  w.alloc = lua_getallocf(L, &w.ud);
+  lua_setallocf(L, watch, &w);
+  if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1); /* no memory: workers are dearer then */
+  lua_setallocf(L, w.alloc, w.ud);
+  if (running) lua_gc(L, LUA_GCRESTART);
+}
+
+/* ---- before a fork -------------------------------------------------------------------------- */
+
+/* Whether the heap is much as it was after the last whole collection, and collecting it costs. */
+static bool same(lua_State *L, const struct runtime *rt) {
+  size_t heap = heap_size(L);
+  return heap >= LARGE && heap <= rt->heap + rt->heap / 10;
+}
+
+void share_begin(lua_State *L, struct handle *h) {
+  struct runtime *rt = h->rt;
+  luaL_checkstack(L, 4, NULL);
+  int before = lua_gc(L, LUA_GCGEN, 0, 0); /* from the other mode: a whole collection */
+  if (before < 0) return;                  /* inside a finaliser: the collector rests */
+  if (before == LUA_GCINC) rt->restore = true;
+  lua_gc(L, LUA_GCSTEP, 0); /* a young one; runs finalisers */
+  if (before == LUA_GCINC || !same(L, rt)) {
+    if (before != LUA_GCINC) lua_gc(L, LUA_GCCOLLECT);
+    size_t heap = heap_size(L);
+    if (heap >= LARGE) {
+      make_room(L, heap);
+      lua_gc(L, LUA_GCSTEP, 0);
+    }
+    rt->heap = heap;
+  }
+  h->runner.generational = true;
+  if (!h->sharing) rt->sharing++;
+  h->sharing = true;
+}
+
+/* ---- afterwards ----------------------------------------------------------------------------- */
+
+static const char sentinel_key;
+
+static void restore(lua_State *L, struct runtime *rt) {
+  if (!rt->sharing && !rt->worker && lua_gc(L, LUA_GCINC, 0, 0, 0) >= 0) rt->restore = false;
+}
+
+static void restore_hook(lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  lua_sethook(L, NULL, 0, 0);
+  struct runtime *rt = runtime_of(L);
+  if (rt->restore) restore(L, rt);
+}
+
+static void post_sentinel(lua_State *L, struct runtime *rt) {
+  if (rt->posted) return;
+  lua_newuserdatauv(L, 1, 0);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &sentinel_key);
+  lua_setmetatable(L, -2);
+  lua_pop(L, 1);
+  rt->posted = true;
+}
+
+/* The first collection after the call: the heap is not what it was. A finaliser cannot change the
+   mode; the next instruction can. */
+static int sentinel_gc(lua_State *L) {
+  struct runtime *rt = runtime_of(L);
+  rt->posted = false;
+  if (!rt->restore || rt->worker) return 0;
+  post_sentinel(L, rt);
+  if (!rt->sharing && !lua_gethook(L)) lua_sethook(L, restore_hook, LUA_MASKCOUNT, 1);
+  return 0;
+}
+
+void share_end(lua_State *L, struct handle *h) {
+  struct runtime *rt = h->rt;
+  if (!h->sharing) return;
+  h->sharing = false;
+  if (--rt->sharing || !rt->restore) return;
+  if (rt->heap < LARGE) restore(L, rt);
+  if (rt->restore) post_sentinel(L, rt);
+}
+
+void lib_share_open(lua_State *L) {
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, sentinel_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &sentinel_key);
+}
