@@ -15,6 +15,12 @@ enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
 #else
 enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 #endif
+/* How long an item that was interrupted may still run before its worker is killed. */
+#ifdef PLUA_FAILPOINTS
+#define GRACE_NS 20000000
+#else
+#define GRACE_NS 500000000
+#endif
 enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)

@@ -41,6 +41,7 @@ static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame
   enum slot_says says = slot_says(l, f->tag, &w);
   if (says == SAYS_READY || (says == SAYS_TAKEN && w != (unsigned)(p - l->peer))) return false;
   o->state = OUT_BEGUN;
+  p->seq = seq;
   e->slot = p->slot = (int)f->tag;
   e->what = LINK_BEGIN;
   return true;

@@ -79,6 +79,9 @@ struct link_ops {
   /* Has item k of 'slot' interrupted in worker w, if it still runs it. */
   void (*interrupt)(struct link *l, int w, unsigned slot, unsigned k);
   void (*kill)(struct link *l, int w);
+  /* Kills worker w if somebody has stopped it while it runs nothing: it has begun at most 'got'
+     items of the batch that it began last. */
+  void (*end_stopped)(struct link *l, int w, unsigned got);
   /* The next event. replies[] takes 'max' values at most; NULL: one value at a time. */
   int (*next)(struct link *l, struct link_event *e, plua_reply *replies, unsigned max);
   /* 1: something came, 0: time ran out, -EINTR. 'low': ring when few batches are left to take. */

@@ -174,6 +174,7 @@ static int local_start(struct link *link, int number) {
   p->state = p->proc.fd >= 0 ? P_ALIVE : P_ENDED;
   p->pid = p->proc.pid;
   p->slot = NO_SLOT;
+  p->seq = 0;
   p->broken = p->quiet = p->spilled = false;
   p->signal = 0;
   p->status = -1;
@@ -244,6 +245,20 @@ void local_kill_peer(struct peer *p) {
 
 static void local_kill(struct link *link, int w) {
   local_kill_peer(&self(link)->peer[w]);
+}
+
+/* It is held first, since whoever stopped it may let it go on meanwhile. */
+static void local_end_stopped(struct link *link, int w, unsigned got) {
+  struct peer *p = &self(link)->peer[w];
+  if (p->state != P_ALIVE || !proc_stopped(&p->proc)) return;
+  uint64_t word = atomic_load(&p->slice->word);
+  bool runs = word_next(word) > got || (word_next(word) && word_seq(word) != p->seq);
+  if (word == WORD_HOLD || runs) return;
+  if (!atomic_compare_exchange_strong(&p->slice->word, &word, WORD_HOLD)) return;
+  p->word = word;
+  p->state = P_HELD;
+  p->quiet = true; /* there is nothing to decide */
+  local_kill_peer(p);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------- */
@@ -444,6 +459,7 @@ static const struct link_ops ops = {
   .running = local_running,
   .interrupt = local_interrupt,
   .kill = local_kill,
+  .end_stopped = local_end_stopped,
   .next = local_next,
   .wait = local_wait,
   .arm = local_arm,

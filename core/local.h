@@ -32,6 +32,7 @@ struct peer {
   struct ring ring;
   struct slice *slice;
   int slot;      /* the batch that it began last; NO_SLOT: none */
+  uint32_t seq;  /* of that batch, also when it is done */
   uint64_t word; /* P_HELD: what its word was */
   int signal, status;
   bool spilled; /* its spill area was used */

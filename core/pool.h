@@ -30,6 +30,7 @@ struct worker {
      interrupted again */
   int64_t since_ns, again_ns;
   unsigned watched;
+  int64_t rests_ns; /* watch.c: since when it runs nothing that is timed; 0: it does */
 };
 
 /* What the pool keeps of a job beside sched's own record; found by sched_index. */

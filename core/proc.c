@@ -85,6 +85,12 @@ bool proc_ended(const struct proc *p) {
   return p->fd < 0 || poll(&f, 1, 0) > 0;
 }
 
+bool proc_stopped(const struct proc *p) {
+  siginfo_t info = {0};
+  int how = WSTOPPED | WNOHANG | WNOWAIT; /* the host, or nobody, takes the news away */
+  return p->fd >= 0 && waitid((idtype_t)P_PIDFD, (id_t)p->fd, &info, how) == 0 && info.si_pid;
+}
+
 void proc_reap(struct proc *p, int *sig, int *status) {
   siginfo_t info = {0};
   int r = -1;

@@ -38,6 +38,8 @@ int proc_adopt(struct proc *p, pid_t pid);
 int proc_signal(const struct proc *p, int sig);
 /* Whether it has ended (it need not have been reaped). */
 bool proc_ended(const struct proc *p);
+/* Whether it stands still, stopped by a signal. */
+bool proc_stopped(const struct proc *p);
 /* Takes the exit status of an ended process and closes the pidfd. *sig is 0 after an exit;
  *status is -1 when the host took the status away. */
 void proc_reap(struct proc *p, int *sig, int *status);

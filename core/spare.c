@@ -12,6 +12,8 @@
 #include "fail.h"
 #include "team.h"
 
+enum { TRIES = 500, STOPPED_TRIES = 50 }; /* of 10 ms each */
+
 static void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
   struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
   syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
@@ -76,10 +78,11 @@ pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w) {
   uint32_t ask = ++t->asks, done;
   atomic_store(&b->spare_pid, 0);
   FAIL_POINT(P_SPARE);
-  for (int tries = 0; tries < 500; tries++) {
+  for (int tries = 0; tries < TRIES; tries++) {
     request(t, ask, w);
     done = atomic_load(&b->spare_done);
     if (done == ask || proc_ended(spare)) break; /* it died: see what it had done */
+    if (tries >= STOPPED_TRIES && proc_stopped(spare)) break;
     futex_wait(&b->spare_done, done, 10);
   }
   pid_t pid = atomic_load(&b->spare_pid);

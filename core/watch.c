@@ -1,17 +1,22 @@
-/* watch.c: items that run for too long: interrupted first, killed after a grace.
+/* watch.c: items that run for too long: interrupted first, killed after a grace; and workers that
+   were stopped while they run nothing: killed, since the call would wait for them.
    Invariant: an item is given its whole timeout, counted from when it was first seen running; only
    that item is hit, since the interrupt names it and a kill holds its worker first.
    Knows the monotonic clock and the pool. Does not know signals or Lua.
    SPDX-License-Identifier: MIT */
 #include "pool.h"
 
-#define GRACE_NS 500000000
 #define AGAIN_NS 50000000
 #define TICK_MIN_NS 1000000
 #define TICK_MAX_NS 50000000
 
+/* Also while workers leave, if there ever was a timeout. */
+static bool watches(const struct plua_pool *p) {
+  return p->timed || (p->closing && p->shortest_ns);
+}
+
 int64_t pool_watch_tick(const struct plua_pool *p) {
-  if (!p->timed) return -1;
+  if (!watches(p)) return -1;
   int64_t tick = p->shortest_ns / 16;
   return tick < TICK_MIN_NS ? TICK_MIN_NS : tick > TICK_MAX_NS ? TICK_MAX_NS : tick;
 }
@@ -43,17 +48,34 @@ static void end_item(struct plua_pool *p, int number, unsigned k, int64_t late_n
   }
 }
 
+/* Between items a worker needs microseconds, but for 'init' and 'finish', which may take long; one
+   that is stopped there holds back what it has taken, or never leaves. */
+static void end_stopped(struct plua_pool *p, int number, int64_t now) {
+  struct worker *w = &p->worker[number];
+  struct sched_batch b;
+  int who;
+  unsigned got;
+  if (w->state == W_NONE || w->doomed) return;
+  if (!w->rests_ns) w->rests_ns = now;
+  if (now - w->rests_ns < p->shortest_ns + GRACE_NS) return;
+  w->rests_ns = now; /* asks the kernel now and then only */
+  bool out = w->in_slot >= 0 && sched_out(p->sched, (unsigned)w->in_slot, &b, &who, &got);
+  p->link->ops->end_stopped(p->link, number, out && who == number ? got : UINT32_MAX);
+}
+
 void pool_watch(struct plua_pool *p) {
-  if (!p->timed) return;
+  if (!watches(p)) return;
   int64_t now = now_ns(), timeout_ns;
   unsigned k;
   for (unsigned i = 0; i < p->link->cap; i++) {
     struct worker *w = &p->worker[i];
     if (!timed_item(p, (int)i, &k, &timeout_ns)) {
       w->since_ns = 0;
+      end_stopped(p, (int)i, now);
     } else if (!w->since_ns || w->watched != k) {
       w->since_ns = now;
       w->watched = k;
+      w->rests_ns = 0;
       w->again_ns = 0;
     } else if (now - w->since_ns >= timeout_ns) {
       int64_t grace = p->interruptible ? GRACE_NS + timeout_ns / 10 : 0;
@@ -63,6 +85,8 @@ void pool_watch(struct plua_pool *p) {
 }
 
 void pool_watch_shift(struct plua_pool *p, int64_t gap_ns) {
-  for (unsigned i = 0; p->timed && i < p->link->cap; i++)
+  for (unsigned i = 0; watches(p) && i < p->link->cap; i++) {
     if (p->worker[i].since_ns) p->worker[i].since_ns += gap_ns;
+    if (p->worker[i].rests_ns) p->worker[i].rests_ns += gap_ns;
+  }
 }

@@ -289,3 +289,57 @@ describe("a timeout", function()
     assert.matches("option 'timeout' must be a number of seconds above 0", result.err, 1, true)
   end)
 end)
+
+describe("a worker that somebody stops while it runs nothing", function()
+  helper.guard()
+
+  local SIGSTOP <const>, SIGCONT <const> = 19, 18
+  local function double(i) return 2 * i end
+  local function check(r)
+    for i = 1, 50 do assert.equal(2 * i, r[i]) end
+  end
+
+  it("is replaced where there is a timeout, and costs no item", function()
+    for _, workers in ipairs { 1, 2 } do
+      local pool <close> = plua.pool { workers = workers, retries = 0 }
+      for _ = 1, 3 do
+        crash.kill(pool:apply(crash.pid), SIGSTOP)
+        check(pool:map(double, plua.range(1, 50), { timeout = TIMEOUT }))
+      end
+      assert.equal(0, pool:stats().crashed)
+    end
+  end)
+
+  it("is replaced before its first item too", function()
+    local path <const> = helper.tmp() .. "/started"
+    local function init()
+      if helper.read(path) then return end
+      helper.write(path, "x")
+      crash.raise(SIGSTOP)
+    end
+    for _, workers in ipairs { 1, 2 } do
+      os.remove(path)
+      check(plua.map(double, plua.range(1, 50),
+        { workers = workers, timeout = TIMEOUT, init = init }))
+    end
+  end)
+
+  it("does not keep a pool that had a timeout from ending", function()
+    local pool <close> = plua.pool { workers = 2, timeout = TIMEOUT }
+    check(pool:map(double, plua.range(1, 50)))
+    crash.kill(pool:apply(crash.pid), SIGSTOP)
+    pool:close()
+    assert.is_true(pool:join(SLACK))
+  end)
+
+  it("is waited for where there is none", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local pid <const> = pool:apply(crash.pid)
+    crash.kill(pid, SIGSTOP)
+    local future <const> = pool:apply_async(crash.pid)
+    local fine <const>, err <const> = pcall(future.wait, future, 3 * TIMEOUT)
+    crash.kill(pid, SIGCONT)
+    assert.same({ false, "timeout" }, { fine, err.kind })
+    assert.equal(pid, future:get())
+  end)
+end)

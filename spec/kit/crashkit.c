@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -294,6 +295,27 @@ static int crash_waitall(lua_State *L) {
   }
 }
 
+/* subreaper(): from now on orphans below this process become its children. */
+static int crash_subreaper(lua_State *L) {
+  lua_pushboolean(L, prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+  return 1;
+}
+
+/* reap([pid]): never waits: pid, "exit" | "signal" | "stop", number of a child, or of that one,
+   that ended or was stopped; 0: none did; nil: there is none. */
+static int crash_reap(lua_State *L) {
+  int status;
+  pid_t pid = waitpid((pid_t)luaL_optinteger(L, 1, -1), &status, WNOHANG | WUNTRACED);
+  if (pid < 0) return 0;
+  lua_pushinteger(L, pid);
+  if (pid == 0) return 1;
+  lua_pushstring(L, WIFEXITED(status) ? "exit" : WIFSTOPPED(status) ? "stop" : "signal");
+  lua_pushinteger(L, WIFEXITED(status)    ? WEXITSTATUS(status)
+                     : WIFSTOPPED(status) ? WSTOPSIG(status)
+                                          : WTERMSIG(status));
+  return 3;
+}
+
 /* ---- to look ------------------------------------------------------------------------------- */
 
 /* Monotonic seconds. */
@@ -384,6 +406,8 @@ static const luaL_Reg functions[] = {
   {"fds", crash_fds},
   {"children", crash_children},
   {"waitall", crash_waitall},
+  {"subreaper", crash_subreaper},
+  {"reap", crash_reap},
   {NULL, NULL},
 };
 
