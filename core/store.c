@@ -1,22 +1,29 @@
-/* store.c: payloads in a sparse shared file, in segments that are used again.
-   Invariant: memory is made sure of by posix_fallocate before it is written, so that running out is
-   an error and never a SIGBUS; a segment is used again only when every payload in it was freed. A
-   payload larger than a segment gets a run of segments for itself.
+/* store.c: payloads in a sparse shared file, one behind the other, in segments that are used again.
+   Invariant: memory is made sure of before it is written, so that running out is an error and never
+   a SIGBUS; a segment is used again only when every payload that touches it was freed. The region
+   being filled is the used segments first .. last: what is written lies in 'first', and goes on
+   into the segments behind it where they are free, else the payload moves to a region of its own.
    Knows bytes. Does not know what they mean, nor workers. SPDX-License-Identifier: MIT */
 #include "store.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include "base.h"
 #include "fail.h"
 
-enum { HEAD = 8, WARM_MAX = 32 }; /* WARM_MAX: free segments that keep their memory */
+enum {
+  HEAD = 8,
+  ROOM_MIN = HEAD + 64, /* that much a payload begins with */
+  WARM_MAX = 32,        /* free segments that keep their memory */
+  STEP = 1 << 16        /* bytes of memory asked for at once, at the least */
+};
 
 struct segment {
-  uint32_t live;   /* payloads that begin here */
-  uint32_t run;    /* first of a run in use: its length; 0: free, or not the first */
-  bool used, warm; /* warm: memory is behind it */
+  uint32_t live;   /* payloads that touch it */
+  uint32_t backed; /* bytes from its start behind which there is memory */
+  bool used;
 };
 
 struct store {
@@ -27,10 +34,10 @@ struct store {
   struct segment *segment;
   size_t known, cap; /* segments that were ever used */
   unsigned warm_free;
-  bool open;      /* a payload is under way */
-  uint64_t first; /* segment being filled; valid if filling */
-  bool filling;
-  uint64_t at, end;           /* next free place and the end of the segment or run being filled */
+  bool open;                  /* a payload is under way */
+  bool filling;               /* there is a region, segments first .. last */
+  uint64_t first, last;       /* 'first' holds 'at' */
+  uint64_t at;                /* next free place */
   uint64_t start;             /* payload under way: place of its length */
   uint64_t chain, next_chain; /* whose payload lies right before 'at'; of the one under way */
   bool follows;
@@ -41,6 +48,9 @@ static uint64_t place(const struct store *s, uint64_t segment) {
 }
 static uint64_t segment_of(const struct store *s, uint64_t off) {
   return (off - s->low) / SEGMENT;
+}
+static uint64_t region_end(const struct store *s) {
+  return place(s, s->last + 1);
 }
 
 /* ---- segments ------------------------------------------------------------------------------ */
@@ -55,99 +65,151 @@ static uint64_t find_run(const struct store *s, uint64_t n) {
   return s->known - free;
 }
 
-static int back_with_memory(struct store *s, uint64_t i) {
-  struct segment *g = &s->segment[i];
-  int err = 0;
-  if (g->warm) {
-    s->warm_free--;
-    return 0;
+static bool is_free(const struct store *s, uint64_t from, uint64_t n) {
+  for (uint64_t i = from; i < from + n && i < s->known; i++)
+    if (s->segment[i].used) return false;
+  return true;
+}
+
+/* Takes n free segments. 0, PLUA_ETOOBIG or -ENOMEM. */
+static int take_segments(struct store *s, uint64_t from, uint64_t n) {
+  if (from > s->count || n > s->count - from) return PLUA_ETOOBIG;
+  int err = grow((void **)&s->segment, &s->cap, from + n, sizeof *s->segment);
+  if (err < 0) return err;
+  while (s->known < from + n) s->segment[s->known++] = (struct segment){0};
+  for (uint64_t i = from; i < from + n; i++) {
+    if (s->segment[i].backed) s->warm_free--;
+    s->segment[i].used = true;
   }
-  err = FAIL_ERROR(P_STORE);
-  if (err) return err;
-  do err = posix_fallocate(s->fd, (off_t)place(s, i), SEGMENT);
-  while (err == EINTR);
-  g->warm = !err;
-  return -err;
+  return 0;
 }
 
 static void release_segment(struct store *s, uint64_t i) {
   struct segment *g = &s->segment[i];
   g->used = false;
-  g->run = 0;
-  if (!g->warm) return;
-  if (s->warm_free < WARM_MAX) {
+  if (g->backed && s->warm_free < WARM_MAX) {
     s->warm_free++;
-    return;
+  } else if (g->backed) {
+    fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)place(s, i), SEGMENT);
+    g->backed = 0;
   }
-  fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)place(s, i), SEGMENT);
-  g->warm = false;
+  while (s->known && !s->segment[s->known - 1].used && !s->segment[s->known - 1].backed) s->known--;
 }
 
-static void release_run(struct store *s, uint64_t first) {
-  for (uint64_t i = first, n = s->segment[first].run; i < first + n; i++) release_segment(s, i);
-  while (s->known && !s->segment[s->known - 1].used && !s->segment[s->known - 1].warm) s->known--;
-}
-
-static int take_run(struct store *s, uint64_t n, uint64_t *first) {
-  uint64_t i = find_run(s, n);
-  if (i + n > s->count) return PLUA_ETOOBIG;
-  int err = grow((void **)&s->segment, &s->cap, i + n, sizeof *s->segment);
-  if (err < 0) return err;
-  while (s->known < i + n) s->segment[s->known++] = (struct segment){0};
-  for (uint64_t k = i; k < i + n && !err; k++) {
-    err = back_with_memory(s, k);
-    if (err) /* the ones before are ours and warm: given back as such */
-      for (uint64_t u = i; u < k; u++) release_segment(s, u);
-    else
-      s->segment[k].used = true;
-  }
+/* Memory is behind [from, to) afterwards, and mapped: cheaper than a fault for each page. */
+static int touch(const struct store *s, uint64_t from, uint64_t to) {
+  int err;
+  err = FAIL_ERROR(P_STORE);
   if (err) return err;
-  s->segment[i].run = (uint32_t)n;
-  s->segment[i].live = 0;
-  *first = i;
+#ifdef MADV_POPULATE_WRITE
+  do err = madvise(s->base + from, to - from, MADV_POPULATE_WRITE) < 0 ? errno : 0;
+  while (err == EINTR);
+  if (err == EFAULT) err = ENOMEM; /* what a fault there would have met */
+  if (err != EINVAL) return -err;  /* Linux before 5.14 */
+#endif
+  do err = posix_fallocate(s->fd, (off_t)from, (off_t)(to - from));
+  while (err == EINTR);
+  return -err;
+}
+
+/* Memory up to 'to', which lies in the region, and some more. */
+static int back_region(struct store *s, uint64_t to) {
+  to = (to - s->low + STEP - 1) / STEP * STEP + s->low;
+  if (to > region_end(s)) to = region_end(s);
+  for (uint64_t i = segment_of(s, s->start); place(s, i) < to; i++) {
+    struct segment *g = &s->segment[i];
+    uint64_t want = to - place(s, i) < SEGMENT ? to - place(s, i) : SEGMENT;
+    if (want <= g->backed) continue;
+    int err = touch(s, place(s, i) + g->backed, place(s, i) + want);
+    if (err) return err;
+    g->backed = (uint32_t)want;
+  }
   return 0;
 }
 
-/* Stops filling; what was never used goes back at once. */
-static void leave_segment(struct store *s) {
-  if (s->filling && s->segment[s->first].live == 0) release_run(s, s->first);
-  s->filling = false;
-  s->chain = 0;
+/* Up to where memory is behind the region, from 'start' on. */
+static uint64_t backed_end(const struct store *s) {
+  uint64_t i = segment_of(s, s->start);
+  while (i < s->last && s->segment[i].backed == SEGMENT) i++;
+  return place(s, i) + s->segment[i].backed;
 }
 
-/* ---- payloads ------------------------------------------------------------------------------ */
+/* ---- the region ---------------------------------------------------------------------------- */
+
+/* Segments [from, to) of the region are filled, or not wanted: those that hold nothing go back. */
+static void leave(struct store *s, uint64_t from, uint64_t to) {
+  for (uint64_t i = to; i > from; i--)
+    if (s->segment[i - 1].live == 0) release_segment(s, i - 1);
+}
+
+static void leave_region(struct store *s) {
+  s->filling = false;
+  s->chain = 0;
+  leave(s, s->first, s->last + 1);
+}
+
+/* The region goes on up to segment 'last', if what lies there is free. */
+static int extend(struct store *s, uint64_t last) {
+  if (last <= s->last) return 0;
+  if (last >= s->count || !is_free(s, s->last + 1, last - s->last)) return -EBUSY;
+  int err = take_segments(s, s->last + 1, last - s->last);
+  if (!err) s->last = last;
+  return err;
+}
 
 static void lend(struct store *s, size_t used) {
   s->out.begin = s->base + s->start + HEAD;
   s->out.at = s->out.begin + used;
-  s->out.end = s->base + s->end;
+  s->out.end = s->base + backed_end(s);
 }
 
-/* Goes on in a new run that has room for 'want' bytes, the first 'used' of which exist. */
+/* Goes on in a new region that has room for 'want' bytes, the first 'used' of which exist. */
 static int move_on(struct store *s, size_t used, size_t want) {
-  uint64_t first, n;
-  if (want > SIZE_MAX / 2) return -ENOMEM;
-  n = (HEAD + (uint64_t)want + SEGMENT - 1) / SEGMENT;
+  uint64_t n = (HEAD + (uint64_t)want + SEGMENT - 1) / SEGMENT;
   if (used > SEGMENT) n += n / 2; /* no quadratic copying; the rest goes back in store_end */
-  int err = take_run(s, n, &first);
+  uint64_t old = s->start, first = find_run(s, n), old_first = s->first, old_last = s->last;
+  bool old_filling = s->filling;
+  int err = take_segments(s, first, n);
   if (err) return err;
-  uint64_t old = s->start;
-  uint64_t at = place(s, first);
-  if (used) memcpy(s->base + at + HEAD, s->base + old + HEAD, used);
-  leave_segment(s);
-  s->filling = true;
   s->first = first;
-  s->start = s->at = at;
-  s->end = at + n * SEGMENT;
+  s->last = first + n - 1;
+  s->start = place(s, first);
+  s->filling = true;
+  err = back_region(s, s->start + HEAD + want);
+  if (err) {
+    leave_region(s);
+    s->first = old_first;
+    s->last = old_last;
+    s->start = old;
+    s->filling = old_filling;
+    return err;
+  }
+  if (used) memcpy(s->base + s->start + HEAD, s->base + old + HEAD, used);
+  if (old_filling) leave(s, old_first, old_last + 1);
+  s->at = s->start;
   s->follows = false;
+  s->chain = 0;
   lend(s, used);
   return 0;
 }
 
+/* Room for 'want' bytes of the payload under way, the first 'used' of which exist. */
+static int make_room(struct store *s, size_t used, size_t want) {
+  if (want > SIZE_MAX / 2) return -ENOMEM;
+  uint64_t end = s->start + HEAD + want;
+  int err = s->filling ? extend(s, segment_of(s, end - 1)) : -EBUSY;
+  if (err == -EBUSY) return move_on(s, used, want);
+  if (!err) err = back_region(s, end + used / 8); /* it grows in place: ahead saves calls */
+  if (!err) lend(s, used);
+  return err;
+}
+
+/* ---- payloads ------------------------------------------------------------------------------ */
+
 static int more(plua_out *out, size_t need) {
   struct store *s = (struct store *)out;
   size_t used = (size_t)(out->at - out->begin);
-  return need > SIZE_MAX - used ? -ENOMEM : move_on(s, used, used + need);
+  return need > SIZE_MAX - used ? -ENOMEM : make_room(s, used, used + need);
 }
 
 int store_begin(struct store *s, uint64_t chain, plua_out **out) {
@@ -156,24 +218,26 @@ int store_begin(struct store *s, uint64_t chain, plua_out **out) {
   s->follows = s->filling && chain && s->chain == chain;
   s->next_chain = chain;
   int err = 0;
-  if (!s->filling || s->end - s->at < HEAD + 64)
-    err = move_on(s, 0, 64);
-  else
+  if (s->filling && backed_end(s) >= s->at + ROOM_MIN)
     lend(s, 0);
+  else
+    err = make_room(s, 0, ROOM_MIN - HEAD);
   if (err) return err;
   s->open = true;
   *out = &s->out;
   return 0;
 }
 
-/* A large payload keeps the segments that it needs and nobody else lives in them. */
-static void trim(struct store *s) {
-  uint64_t need = (s->at - place(s, s->first) + SEGMENT - 1) / SEGMENT;
-  for (uint64_t i = s->first + need; i < s->first + s->segment[s->first].run; i++)
-    release_segment(s, i);
-  if (s->segment[s->first].run == 1) return;
-  s->segment[s->first].run = (uint32_t)need;
-  s->filling = false;
+/* The region begins where the next payload will; what lies behind that segment is not wanted. */
+static void settle(struct store *s) {
+  uint64_t now = segment_of(s, s->at), old = s->first, last = s->last;
+  if (now > last) {
+    leave_region(s);
+    return;
+  }
+  s->first = s->last = now;
+  leave(s, now + 1, last + 1);
+  leave(s, old, now);
 }
 
 void store_end(struct store *s, uint64_t *off, bool *follows) {
@@ -181,32 +245,38 @@ void store_end(struct store *s, uint64_t *off, bool *follows) {
   memcpy(s->base + s->start, &len, sizeof len);
   *off = s->start;
   *follows = s->follows;
-  s->segment[s->first].live++;
   s->at = s->start + HEAD + ((len + 7) & ~UINT64_C(7));
-  if (s->at > s->end) s->at = s->end;
+  for (uint64_t i = segment_of(s, s->start); i <= segment_of(s, s->at - 1); i++)
+    s->segment[i].live++;
   s->chain = s->next_chain;
   s->open = false;
-  trim(s);
+  settle(s);
 }
 
 void store_drop(struct store *s) {
   if (!s->open) return;
   s->open = false;
-  if (s->segment[s->first].run > 1) leave_segment(s);
+  settle(s);
+}
+
+static void let_go(struct store *s, uint64_t i) {
+  struct segment *g = &s->segment[i];
+  if (i >= s->known || !g->used || !g->live) IMPOSSIBLE("payload freed twice");
+  if (--g->live) return;
+  if (!s->filling || i < s->first || i > s->last) {
+    release_segment(s, i);
+  } else if (!s->open) {
+    s->at = place(s, i); /* empty again: filled from its start, in warm cache */
+    s->chain = 0;
+  }
 }
 
 void store_free(struct store *s, uint64_t off) {
-  uint64_t i = segment_of(s, off);
-  struct segment *g = &s->segment[i];
-  if (!g->used || !g->live) IMPOSSIBLE("payload freed twice");
-  if (--g->live) return;
-  if (s->filling && i == s->first) {
-    if (s->open) return;
-    s->at = place(s, i); /* empty again: filled from its start, in warm cache */
-    s->chain = 0;
-    return;
-  }
-  release_run(s, i);
+  uint64_t len, first = segment_of(s, off);
+  memcpy(&len, s->base + off, sizeof len);
+  for (uint64_t i = segment_of(s, off + HEAD + ((len + 7) & ~UINT64_C(7)) - 1); i > first; i--)
+    let_go(s, i);
+  let_go(s, first);
 }
 
 /* ---- opening ------------------------------------------------------------------------------- */
