@@ -16,6 +16,7 @@
                           */
 #define FLOOR_NS 20000   /* near the end batches shrink, but not below this much work */
 #define STUCK_NS 1000000 /* a batch that stands still for so long has met a slow item */
+#define PAUSE_NS 64      /* a look at a batch costs some 5 ns: vain ones are a tenth of the time */
 
 /* Items that wait: a run of one job with the same history. */
 struct span {
@@ -39,6 +40,7 @@ struct batch {
   unsigned worker; /* B_BEGUN */
   int64_t seen_ns; /* when 'seen' was first met */
   unsigned seen;
+  struct batch *next, *prev; /* in sched's ring of divisible ones; NULL: not in it */
 };
 
 enum job_state { J_FREE, J_OPEN, J_FORGOTTEN };
@@ -71,7 +73,11 @@ struct sched {
   struct last *last; /* of each worker */
   unsigned workers, team;
   uint64_t queued, pending;
-  unsigned cursor; /* where sched_divide goes on looking */
+  /* Batches that were begun with more than one item and may have two left, those that were looked
+     at last at the end; so that looking does not cost more the more workers there are. */
+  struct batch divisible;
+  int64_t vain_ns; /* until then a look is in vain: all were looked at, */
+  bool vain_idle;  /* for idle workers too */
   struct sched_counts counts;
 };
 
@@ -144,12 +150,39 @@ static void job_release(struct sched *s, struct job *j) {
   s->free_job = (uint32_t)(j - s->job) + 1;
 }
 
+/* ---- the ring of divisible batches --------------------------------------------------------- */
+
+static void ring_in(struct sched *s, struct batch *b) {
+  b->next = &s->divisible;
+  b->prev = s->divisible.prev;
+  b->prev->next = s->divisible.prev = b;
+}
+
+static void ring_out(struct batch *b) {
+  if (!b->next) return;
+  b->prev->next = b->next;
+  b->next->prev = b->prev;
+  b->next = b->prev = NULL;
+}
+
+/* The batch in the ring that was not looked at for longest; NULL: none. What has but one item left
+   stays so, and leaves the ring. */
+static struct batch *ring_first(struct sched *s) {
+  struct batch *b;
+  while ((b = s->divisible.next) != &s->divisible) {
+    if (b->n - b->got > 1) return b;
+    ring_out(b);
+  }
+  return NULL;
+}
+
 /* ---- opening ------------------------------------------------------------------------------- */
 
 int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   struct sched *s = calloc(1, sizeof *s);
   if (!s) return -ENOMEM;
   for (int i = 0; i < 2; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
+  s->divisible.next = s->divisible.prev = &s->divisible;
   s->batch = calloc(slots, sizeof *s->batch);
   s->free_slot = calloc(slots, sizeof *s->free_slot);
   s->last = calloc(workers, sizeof *s->last);
@@ -352,6 +385,7 @@ static void slot_free(struct sched *s, struct batch *b) {
     s->unbegun--;
   else
     s->begun--;
+  ring_out(b);
   b->state = B_FREE;
   s->free_slot[s->free_slots++] = (unsigned)(b - s->batch);
   j->out--;
@@ -439,6 +473,7 @@ bool sched_begin(struct sched *s, unsigned w, unsigned slot) {
   b->state = B_BEGUN;
   b->worker = w;
   s->last[w] = (struct last){b->job, slot};
+  if (b->n > 1) ring_in(s, b);
   s->unbegun--;
   s->begun++;
   return true;
@@ -562,14 +597,8 @@ struct sched_counts sched_counts(const struct sched *s) {
   return s->counts;
 }
 
-bool sched_divisible(const struct sched *s) {
-  for (unsigned i = 0, seen = 0; i < s->slots && seen < s->begun; i++) {
-    const struct batch *b = &s->batch[i];
-    if (b->state != B_BEGUN) continue;
-    if (b->n - b->got > 1) return true;
-    seen++;
-  }
-  return false;
+bool sched_divisible(struct sched *s) {
+  return ring_first(s) != NULL;
 }
 
 /* Notes whether a batch moves. True: it has stood still for STUCK_NS. */
@@ -593,13 +622,15 @@ static bool divide(const struct sched *s, struct batch *b, int64_t now, bool idl
 }
 
 int sched_divide(struct sched *s, int64_t now, bool idle, unsigned *keep) {
-  if (sched_prepare(s) < 0) return -1;
-  for (unsigned tried = 0, seen = 0; tried < s->slots && seen < s->begun; tried++) {
-    unsigned i = s->cursor++ % s->slots;
-    struct batch *b = &s->batch[i];
-    if (b->state != B_BEGUN) continue;
-    seen++;
-    if (b->n - b->got > 1 && divide(s, b, now, idle, keep)) return (int)i;
+  if (sched_prepare(s) < 0 || (now < s->vain_ns && idle <= s->vain_idle)) return -1;
+  struct batch *b;
+  unsigned seen = 0;
+  for (; seen < s->begun && (b = ring_first(s)); seen++) {
+    ring_out(b);
+    ring_in(s, b);
+    if (divide(s, b, now, idle, keep)) return (int)(b - s->batch);
   }
+  s->vain_ns = now + (int64_t)seen * PAUSE_NS;
+  s->vain_idle = idle;
   return -1;
 }

@@ -108,7 +108,7 @@ enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item
    -1. 'now_ns' tells batches that stand still from those that move. */
 int sched_divide(struct sched *s, int64_t now_ns, bool idle, unsigned *keep);
 /* Whether a batch that was begun could be divided, now or later. */
-bool sched_divisible(const struct sched *s);
+bool sched_divisible(struct sched *s);
 bool sched_waiting(const struct sched *s);     /* items wait for a slot */
 uint64_t sched_pending(const struct sched *s); /* items without an outcome */
 uint64_t sched_given(const struct sched *s);   /* those of them that are out */
