@@ -23,12 +23,18 @@
 #define P_PIDFD 3
 #endif
 
+static uint64_t signal_bit(int n) {
+  return UINT64_C(1) << (n - 1);
+}
+
 void proc_signals_read(struct proc_signals *s) {
-  s->handled = 0;
+  *s = (struct proc_signals){0};
   for (int n = 1; n < NSIG && n <= 64; n++) {
     struct sigaction a;
-    if (sigaction(n, NULL, &a) == 0 && (a.sa_handler != SIG_DFL || (a.sa_flags & SA_SIGINFO)))
-      s->handled |= UINT64_C(1) << (n - 1);
+    if (sigaction(n, NULL, &a) < 0) continue;
+    if (a.sa_handler == SIG_DFL && !(a.sa_flags & SA_SIGINFO)) continue;
+    s->handled |= signal_bit(n);
+    if (a.sa_handler == SIG_IGN && !(a.sa_flags & SA_SIGINFO)) s->ignored |= signal_bit(n);
   }
 }
 
@@ -60,12 +66,16 @@ int proc_adopt(struct proc *p, pid_t pid) {
 }
 
 int proc_fork(struct proc *p) {
+  sigset_t all, mask;
   int err = FAIL_ERROR(P_FORK);
   if (err) return err;
+  sigfillset(&all);
+  sigprocmask(SIG_BLOCK, &all, &mask);
   pid_t pid = fork();
-  if (pid < 0) return -errno;
+  err = pid < 0 ? -errno : 0;
   if (pid == 0) return 0;
-  err = proc_adopt(p, pid);
+  sigprocmask(SIG_SETMASK, &mask, NULL);
+  if (!err) err = proc_adopt(p, pid);
   return err < 0 ? err : 1;
 }
 
@@ -113,14 +123,27 @@ static void nothing(int sig) {
   (void)sig;
 }
 
+/* A handler, not SIG_IGN, which programs that an item starts would inherit. An item that goes on
+   should not notice: but a SIGINT reaches it where it waits, since all of it is about to end. */
+static void shrug(int sig) {
+  const struct sigaction a = {.sa_handler = nothing, .sa_flags = sig == SIGINT ? 0 : SA_RESTART};
+  sigaction(sig, &a, NULL);
+}
+
 static void signals_reset(const struct proc_signals *s) {
-  struct sigaction a = {.sa_handler = SIG_DFL};
+  static const int group[] = {SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
+  const uint64_t stays = s->ignored &
+                         (signal_bit(SIGHUP) | signal_bit(SIGINT) | signal_bit(SIGQUIT) |
+                          signal_bit(SIGTERM) | signal_bit(SIGUSR1) | signal_bit(SIGUSR2));
+  const struct sigaction standard = {.sa_handler = SIG_DFL};
+  sigset_t none;
   for (int n = 1; n <= 64; n++)
-    if (s->handled >> (n - 1) & 1) sigaction(n, &a, NULL);
-  a.sa_handler = nothing; /* not SIG_IGN: programs that an item starts would inherit that */
-  sigaction(SIGINT, &a, NULL);
-  sigemptyset(&a.sa_mask);
-  sigprocmask(SIG_SETMASK, &a.sa_mask, NULL);
+    if (s->handled & ~stays & signal_bit(n)) sigaction(n, &standard, NULL);
+  for (size_t i = 0; i < sizeof group / sizeof *group; i++)
+    if (s->handled & ~s->ignored & signal_bit(group[i])) shrug(group[i]);
+  if (!(stays & signal_bit(SIGINT))) shrug(SIGINT);
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 void proc_child(pid_t parent, const struct proc_signals *s) {

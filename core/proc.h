@@ -14,9 +14,11 @@ struct proc {
   int fd;    /* its pidfd; -1: none, then it is gone already */
 };
 
-/* What children must undo of the caller's signal set-up; taken once, before forking. */
+/* The caller's signal set-up, from which children make theirs; taken once, before forking. Bit n-1
+   is signal n. */
 struct proc_signals {
-  uint64_t handled; /* bit n-1: signal n is not at its default */
+  uint64_t handled; /* not at its default */
+  uint64_t ignored; /* those of 'handled' that have no handler */
 };
 
 void proc_signals_read(struct proc_signals *s);
@@ -24,7 +26,8 @@ void proc_signals_read(struct proc_signals *s);
 /* How many threads this process has. */
 int proc_threads(void);
 
-/* Forks. 1 in the caller, 0 in the child, or a negated errno. */
+/* Forks. 1 in the caller, 0 in the child, or a negated errno. In the child all signals are blocked,
+   so that none runs a handler of the caller's: proc_child unblocks them. */
 int proc_fork(struct proc *p);
 /* In a process whose sibling is to be made: forks a child of this process's own parent. Its pid is
    stored in *pid, shared memory, before it runs. The pid, 0 in the new process, or a negated errno.
@@ -44,8 +47,12 @@ bool proc_stopped(const struct proc *p);
  *status is -1 when the host took the status away. */
 void proc_reap(struct proc *p, int *sig, int *status);
 
-/* Child: dies with its parent, default signals, empty mask, a SIGINT handler that does nothing,
-   /dev/null as stdin. Leaves by _exit when the parent is gone already. */
+/* Child: dies with its parent, default signals, empty mask, /dev/null as stdin. What a terminal or
+   a batch system sends to a whole group is the parent's affair: SIGINT, and what it handles of
+   SIGHUP, SIGTERM, SIGUSR1 and SIGUSR2, does nothing here; what it ignores of these and of SIGQUIT
+   (nohup, a shell's background jobs) stays ignored. Leaves by _exit when the parent is gone
+   already.
+ */
 void proc_child(pid_t parent, const struct proc_signals *s);
 /* Child: closes every descriptor above 2 but 'keep' (-1: none). */
 void proc_close_others(int keep);
