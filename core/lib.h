@@ -55,7 +55,9 @@ struct handle {
   bool sharing;                 /* its workers, or those to come, share the heap */
   bool busy;                    /* a call on it is under way: finalisers must stay out */
   bool failed;                  /* workers cannot start; uservalue H_FAILURE tells why */
-  bool ended;                   /* shut down, and every worker is gone */
+  bool closing;                 /* shut down */
+  bool ended;                   /* ... and every worker is gone */
+  bool draining;                /* its jobs were cut, see lib_stop.c */
   struct job *apply;            /* the job that takes the calls of apply; NULL: none */
   uint64_t applied;             /* submissions of apply so far: their index for random numbers */
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */
@@ -116,6 +118,8 @@ struct job {
   bool stopping;   /* an error has withdrawn the rest */
   bool settled;    /* every item has its outcome; forgotten by the core */
   bool sized;      /* the table of results has its size */
+  bool dropped;    /* ORDER, QUEUE: nobody takes what has come */
+  unsigned epoch;  /* of its handle */
   bool front;      /* ORDER: the outcome to be taken next has arrived */
   uint64_t count;  /* items given, without those withdrawn */
   uint64_t done;   /* items that have an outcome */
@@ -149,6 +153,19 @@ void job_end(struct lua_State *L, struct job *job, int at);
 void job_settle(struct lua_State *L, struct job *job, int at);
 /* A future is done: remembers it if it has callbacks. 'at': the future's index, or nil there. */
 void future_done(struct lua_State *L, int at);
+
+/* ---- lib_stop.c: the process is asked to stop ------------------------------------------------ */
+
+/* Remembers a job, at the index, as one that stopping must wait for. */
+void stop_watch(struct lua_State *L, int at);
+/* Withdraws what has not begun of every job of the handle at 1. Answers whether anything of them
+   still runs. */
+bool stop_cut_all(struct lua_State *L);
+/* Raises what such a call ends by. */
+_Noreturn void stop_raise(struct lua_State *L);
+/* Raises what is asked for by STOP_NOW. */
+_Noreturn void stop_interrupt(struct lua_State *L, struct runtime *rt);
+void lib_stop_open(struct lua_State *L);
 
 /* ---- outcomes ------------------------------------------------------------------------------- */
 

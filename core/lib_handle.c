@@ -229,6 +229,8 @@ void handle_fork(lua_State *L, struct handle *h) {
   if (err < 0) handle_raise(L, h, err);
 }
 
+#define SOFT_NS 300000000
+
 /* ---- closing -------------------------------------------------------------------------------- */
 
 void handle_close(struct handle *h) {
@@ -242,7 +244,8 @@ void handle_close(struct handle *h) {
   scratch_close(&h->ends);
 }
 
-/* handle:close(): ends what runs, now. Nothing where it is closed, or another process's. */
+/* handle:close(): ends what runs, now; gently where the process is told to end, for its items may
+   hold files that are to be written. Nothing where it is closed, or another process's. */
 static int close_handle(lua_State *L) {
   struct handle *h = luaL_checkudata(L, 1, "plua.handle");
   if (h->busy) return 0;
@@ -250,6 +253,7 @@ static int close_handle(lua_State *L) {
     h->pool = NULL; /* the owner's to end; its memory here dies with this process */
     return 0;
   }
+  if (h->pool && h->rt->stop >= PLUA_STOP_NOW && !h->ended) plua_end(h->pool, SOFT_NS);
   handle_close(h);
   luaL_unref(L, LUA_REGISTRYINDEX, h->runner.keep);
   h->runner.keep = LUA_NOREF;
@@ -261,6 +265,7 @@ static int close_handle(lua_State *L) {
 static int shutdown_handle(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   int err = h->inliner ? inline_shutdown(h->inliner) : plua_shutdown(h->pool);
+  h->closing = true;
   if (err < 0 && err != PLUA_ECLOSED) handle_raise(L, h, err);
   return 0;
 }

@@ -237,10 +237,15 @@ static int call(struct inliner *p, int what) {
   p->reply.out.at = p->reply.out.begin;
   p->answer = what;
   p->running = true;
+  bool taken = p->r->rt->stop == PLUA_STOP_TAKEN;
   lua_pushcfunction(L, protected_call);
   lua_pushlightuserdata(L, p);
   int status = lua_pcall(L, 1, 0, 0);
   p->running = false;
+  if (status == LUA_OK && !taken && p->r->rt->stop == PLUA_STOP_TAKEN) {
+    lua_pushliteral(L, "interrupted!"); /* it was raised inside the item, which is not to blame */
+    status = LUA_ERRRUN;
+  }
   p->torn = status != LUA_OK && what == DO_RUN;
   if (status != LUA_OK) lua_error(L);
   return p->answer;

@@ -145,6 +145,7 @@ int job_new(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
+  if (h->rt->stop == PLUA_STOP_DRAIN) stop_raise(L);
   struct job *job = lua_newuserdatauv(L, sizeof *job, J_VALUES);
   *job = (struct job){.mode = (enum call_mode)field(L, 2, "mode"),
                       .keep = (enum keep)field(L, 2, "keep"),
@@ -152,6 +153,7 @@ int job_new(lua_State *L) {
                       .total = (uint64_t)field(L, 2, "total"),
                       .timeout = timeout_of(L),
                       .lowest = UINT64_MAX,
+                      .epoch = h->epoch,
                       .settled = true};
   luaL_setmetatable(L, "plua.job");
   lua_createtable(L, 0, 0);
@@ -160,6 +162,7 @@ int job_new(lua_State *L) {
   lua_setiuservalue(L, 3, J_HANDLE);
   lua_getfield(L, 2, "data");
   lua_setiuservalue(L, 3, J_DATA);
+  stop_watch(L, 3);
   if (job->keep != KEEP_LIST || job->policy == ON_CALL) {
     lua_createtable(L, 0, 0);
     lua_setiuservalue(L, 3, J_FAILED);
@@ -220,6 +223,7 @@ static int job_close_input(lua_State *L) {
 /* job:forget(): withdraws what has not begun and drops outcomes to come. */
 static int job_drop(lua_State *L) {
   struct job *job = job_check(L, 1);
+  job->dropped = true;
   if (job->settled || job->h->epoch != job->h->rt->epoch) return 0;
   if (job->h->pool || job->h->inliner) job_end(L, job, 1);
   job->settled = true;

@@ -419,6 +419,14 @@ static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
   return err != 0 || !p->h->inliner; /* inline, nothing can come by itself */
 }
 
+/* The process is asked to stop. 'idle': nothing has arrived. */
+static void heed_stop(lua_State *L, struct pump *p, bool idle) {
+  if (p->h->rt->stop == PLUA_STOP_NOW) stop_interrupt(L, p->h->rt);
+  if (p->h->rt->stop != PLUA_STOP_DRAIN || p->h->closing || (p->h->draining && !idle)) return;
+  p->h->draining = true;
+  if (!stop_cut_all(L) && idle && !p->want) stop_raise(L);
+}
+
 /* stack: handle, job | nil, timeout | nil, bulk */
 static int pump_inner(lua_State *L) {
   struct pump p = {.h = lua_touserdata(L, 1)};
@@ -431,6 +439,7 @@ static int pump_inner(lua_State *L) {
   if (p.h->failed) raise_failure(L);
   p.h->runner.L = L;
   while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */
+    if (UNLIKELY(p.h->rt->stop)) heed_stop(L, &p, false);
     int err = run->at < run->n ? 0 : seam_next_run(p.h, run);
     if (err < 0) handle_raise(L, p.h, err);
     if (run->at < run->n) {
@@ -443,6 +452,8 @@ static int pump_inner(lua_State *L) {
       continue;
     }
     if (satisfied(&p, true)) break;
+    if (UNLIKELY(p.h->rt->stop)) heed_stop(L, &p, true);
+    if (p.want && p.want->settled) break;
     if (!sleep_until(L, &p, deadline)) {
       lua_pushliteral(L, "timeout");
       return 1;

@@ -143,6 +143,11 @@ typedef struct plua_options {
    failure *out is untouched. Errors: PLUA_EARG, -ENOMEM, -EMFILE, ... */
 PLUA_API int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *tasks);
 
+/* Before plua_close, for a host that is told to stop: forgets every job, interrupts what runs
+   (tasks.interrupt) and lets workers leave in peace (tasks.leave), for at most 'grace_ns'. What
+   happens on the way is not told. 1: every worker is gone, 0: time ran out. */
+PLUA_API int plua_end(plua_pool *pool, int64_t grace_ns);
+
 /* Kills what still runs, waits for it, frees the pool. Never blocks for longer than the kernel
    needs to end a killed process. NULL is fine. In another process: frees only this copy. */
 PLUA_API void plua_close(plua_pool *pool);
@@ -319,6 +324,21 @@ struct lua_State;
 
 /* Opens the module plua.core: a lua_CFunction, for luaL_requiref or package.preload. */
 PLUA_API int luaopen_plua_core(struct lua_State *L);
+
+/* What a program that owns its process asks of all calls of the module. */
+enum plua_stop {
+  PLUA_STOP_NONE,
+  PLUA_STOP_DRAIN, /* begin nothing new; a call ends when what runs has ended, and raises an error
+                      of kind "cancelled" unless that was all. Stays until the program writes else
+                    */
+  PLUA_STOP_NOW,   /* the call that runs raises "interrupted!", and sets STOP_TAKEN first */
+  PLUA_STOP_TAKEN  /* that has been raised; teams that are closed from now on are told (plua_end) */
+};
+
+/* The word by which that is asked: write one of the above, from a signal handler too; a signal that
+   interrupts system calls makes it be seen at once. Valid as long as L's state; may raise a Lua
+   error (memory) at its first call. Workers have a word of their own. */
+PLUA_API volatile int *plua_stop_word(struct lua_State *L);
 
 #ifdef __cplusplus
 }

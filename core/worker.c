@@ -255,7 +255,10 @@ int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m) {
   struct runtime *rt = r->rt;
   if (!r->process) {
-    m->rt = *rt;
+    m->depth = rt->depth;
+    m->running = rt->running;
+    m->item = rt->item;
+    m->attempt = rt->attempt;
     if (rt->random)
       memcpy(m->random, rt->random, sizeof m->random);
     else
@@ -274,7 +277,10 @@ void item_ends(struct runner *r, const struct mark *m) {
     output_item_end();
     return;
   }
-  *rt = m->rt;
+  rt->depth = m->depth;
+  rt->running = m->running;
+  rt->item = m->item;
+  rt->attempt = m->attempt;
   if (rt->random)
     memcpy(rt->random, m->random, sizeof m->random);
   else

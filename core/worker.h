@@ -16,8 +16,10 @@ struct lua_Debug;
 /* ---- the running side of one Lua state ----------------------------------------------------- */
 
 struct runtime {
-  uint64_t *random; /* the generator behind math.random; NULL: not laid out as we know it */
-  int depth;        /* user's functions that plua is calling now, one inside another */
+  volatile int stop;       /* enum plua_stop: what the process is asked for */
+  char mark[48], name[16]; /* of workers: see core.mark; "": none */
+  uint64_t *random;        /* the generator behind math.random; NULL: not laid out as we know it */
+  int depth;               /* user's functions that plua is calling now, one inside another */
   unsigned epoch;   /* grows when this process becomes a worker: handles made before are inert */
   int worker;       /* our number; 0: not a worker process */
   const char *ours; /* what the sources of plua's own modules begin with: "@/usr/share/.../plua/" */
@@ -122,7 +124,10 @@ int runner_handler(struct lua_State *L);
 
 /* What a runner inside its caller's own process puts back after each item. */
 struct mark {
-  struct runtime rt;
+  int depth;
+  bool running;
+  uint64_t item;
+  unsigned attempt;
   uint64_t random[4];
 };
 

@@ -8,6 +8,7 @@
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "codec.h"
@@ -96,6 +97,12 @@ static void limit_threads(int cores) {
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) setenv(names[i], text, 0);
 }
 
+/* So that what items start can be told from what the caller starts. */
+static void bear_mark(const struct runtime *rt) {
+  if (*rt->mark) setenv("PLUA_ITEM_OF", rt->mark, 1);
+  if (*rt->name) prctl(PR_SET_NAME, rt->name);
+}
+
 static void become_process(struct runner *r, const plua_self *self) {
   lua_State *L = r->L;
   struct runtime *rt = r->rt;
@@ -103,6 +110,8 @@ static void become_process(struct runner *r, const plua_self *self) {
   rt->depth = 0; /* nothing of the parent's runs here */
   rt->running = false;
   rt->worker = self->worker;
+  rt->stop = PLUA_STOP_NONE; /* the parent's affair: here the item that runs may finish */
+  bear_mark(rt);
   limit_threads(r->cores);
   r->spent = self->spent;
   output_open(L);

@@ -37,7 +37,11 @@ end
 
 function Session:close() self.handle:close() end
 
-Session.__close = Session.close
+function Session:__close(err)
+  run.note(self, err)
+  self:close()
+end
+
 Session.__gc = Session.close
 
 -- Inside an item the call runs there: nested calls never multiply processes.
@@ -67,7 +71,7 @@ local function begin(call)
   })
   if not fine then errors.not_opened(handle, workers) end
   local session <const> = setmetatable({
-    handle = handle, workers = workers, has_finish = opts.finish ~= nil,
+    handle = handle, workers = workers, has_finish = opts.finish ~= nil, call = call,
   }, Session)
   local spec <const> = run.spec(call)
   if call.window then spec.open = true else spec.count = positions end

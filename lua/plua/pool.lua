@@ -61,7 +61,11 @@ function Session:close()
   wind_up(pool)
 end
 
-Session.__close = Session.close
+function Session:__close(err)
+  run.note(self, err)
+  self:close()
+end
+
 Session.__gc = Session.close
 
 -- A call without a seed of its own draws one; under the pool's seed each call gets the next.
@@ -94,6 +98,7 @@ local function begin_on(pool)
     local job <const> = handle:job(spec)
     local session <const> = setmetatable({
       handle = handle, job = job, workers = pool.workers, list = source.list, pool = pool,
+      call = call,
     }, Session)
     if call.window then
       pool.streams[session] = true

@@ -65,6 +65,33 @@ end
 ---@return integer
 function M.seed(opts) return opts.seed or core.draw() end
 
+-- ---- calls that are ended ----------------------------------------------------------------------
+
+--- How far the call came that was ended by an error last.
+---@class plua.Cut
+---@field done integer   items (blocks where it folds) that are done; of a loop, that were taken
+---@field more integer   of a loop: those done behind one that is not
+---@field total? integer  nil where an iterator gives them
+---@field unit string    "item" or "block"
+
+---@type plua.Cut?
+M.cut = nil
+
+--- Notes how far a session's call came, if it is closed by an error.
+---@param session plua.Session
+---@param err any
+function M.note(session, err)
+  local call <const>, job <const> = session.call, session.job
+  if err == nil or not (call and job) then return end
+  local _, _, _, done <const>, taken <const> = job:state()
+  local streamed <const> = call.window
+  M.cut = {
+    done = streamed and taken or done, more = streamed and done - taken or 0,
+    total = call.source.n and M.positions(call),
+    unit = call.mode == core.FOLD and "block" or "item",
+  }
+end
+
 -- ---- callbacks --------------------------------------------------------------------------------
 
 local function report(err)
@@ -223,6 +250,11 @@ local BYTES <const> = 4 << 20    -- of payloads and replies between the script a
 -- Gives workers more to do. Positions are free; items of an iterator are pulled and encoded.
 local function refill(stream)
   local session <const>, source <const> = stream.session, stream.source
+  if core.stopping() then -- nothing new may begin
+    stream.ended = true
+    session.job:stop()
+    return
+  end
   if source.iterator then
     local more <const>, err <const> =
       session.handle:feed(session.job, source.iterator, stream.window, BYTES)
@@ -259,7 +291,8 @@ local function finish(stream)
   session:finish()
   session:close()
   M.callbacks()
-  local err <const> = stream.err or session.err
+  local _ <const>, cut <const> = session.job:state() -- it was told to stop
+  local err <const> = stream.err or session.err or cut
   if err ~= nil then error(err, 0) end
   return nil
 end
