@@ -47,7 +47,8 @@ variant := $(strip $(clang) $(SAN) $(SMALL:1=small) $(FAIL:1=fail) $(COV:1=cov) 
            $(if $(LUA_DIR),ownlua))
 B       := build$(if $(variant),/$(subst $(none) $(none),-,$(variant)))
 
-SRC     := $(filter-out core/main.c $(if $(FAIL),,core/fail.c),$(wildcard core/*.c))
+MAIN    := $(wildcard core/main*.c)
+SRC     := $(filter-out $(MAIN) $(if $(FAIL),,core/fail.c),$(wildcard core/*.c))
 OBJ     := $(SRC:core/%.c=$(B)/core/%.o) $(if $(COV),$(B)/cover/exit.o)
 LUA_SRC := $(sort $(wildcard lua/plua/*.lua))
 MAN     := $(wildcard core/plua.1)
@@ -272,7 +273,7 @@ $(B)/lua/plua/core.so: $(OBJ) $(B)/objects.list
 	@mkdir -p $(@D)
 	$(made) $(MODULE) $(WHOLE) -o $@ $(OBJ)
 
-$(B)/plua: $(B)/core/main.o $(B)/core/modules.o $(B)/libplua.a
+$(B)/plua: $(MAIN:%.c=$(B)/%.o) $(B)/core/modules.o $(B)/libplua.a
 	$(made) $(LINK) $(WHOLE) -Wl,-E -o $@ $^ $(LUA_LIBS)
 
 $(B)/kit/%.so: spec/kit/%.c $(B)/libplua.a $(B)/flags
@@ -290,7 +291,7 @@ $(B)/preload/%.so: spec/preload/%.c $(B)/flags
 	@mkdir -p $(@D)
 	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O2 -g -fPIC -shared -o $@ $< -ldl
 
--include $(OBJ:.o=.d) $(B)/core/main.d $(KIT:.so=.d) $(HOST:=.d)
+-include $(OBJ:.o=.d) $(MAIN:%.c=$(B)/%.d) $(KIT:.so=.d) $(HOST:=.d)
 
 # ---- fuzzing: the library itself is instrumented -----------------------------------------------
 

@@ -1,6 +1,7 @@
 /* main.c: the program plua, an embedder like any other.
-   Keeps true: what the words of the command line mean is decided in Lua (plua.cli); here is what
-   Lua cannot do by itself: the state, the modules inside the binary, SIGINT, the exit status.
+   Keeps true: what the words of the command line mean is decided in Lua (plua.cli); here and in
+   main_*.c is what Lua cannot do by itself: the state, the modules inside the binary, signals, the
+   exit status.
    Knows plua.h and Lua. Does not know options, jobs or workers.
    SPDX-License-Identifier: MIT */
 #include <errno.h>
@@ -9,13 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
 
+#include "main.h"
 #include "plua.h"
 
 /* The Lua half of the library, generated at build time; ends with a NULL name. */
@@ -32,74 +33,7 @@ struct outcome {
   int signal; /* not 0: die by this signal instead, so that a shell sees it */
 };
 
-/* ---- SIGINT -------------------------------------------------------------------------------- */
-
-static lua_State *running;                /* the state that 'interrupt' stops */
-static volatile sig_atomic_t interrupted; /* since 'guarded' was last entered */
-
-/* The hook is seen only when C returns to Lua. A race that one signal would lose:
-     the script is in a C function that is about to wait
-     SIGINT comes, the hook is set
-     the function begins to wait, and nobody wakes it
-   So a timer goes on ending system calls until the hook has run. */
-static void keep_waking(suseconds_t interval_us) {
-  const struct itimerval timer = {{0, interval_us}, {0, interval_us}};
-  setitimer(ITIMER_REAL, &timer, NULL);
-}
-
-static void wake(int sig) {
-  (void)sig;
-}
-
-static void stop(lua_State *L, lua_Debug *ar) {
-  (void)ar;
-  keep_waking(0);
-  lua_sethook(L, NULL, 0, 0);
-  luaL_error(L, "interrupted!");
-}
-
-/* Of the state, a signal handler may touch the hook only. A second SIGINT ends the process. */
-static void interrupt(int sig) {
-  const struct sigaction waker = {.sa_handler = wake};
-  interrupted = 1;
-  signal(sig, SIG_DFL);
-  lua_sethook(running, stop, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
-  sigaction(SIGALRM, &waker, NULL);
-  keep_waking(20000);
-}
-
-/* Sets a handler without SA_RESTART: a blocked read has to return for the hook to run. A process
-   that was started with SIGINT ignored (sh -c 'plua x.lua &') keeps ignoring it. */
-static void on_interrupt(void (*handler)(int)) {
-  struct sigaction old, new = {.sa_handler = handler};
-  sigemptyset(&new.sa_mask);
-  if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler == SIG_IGN) return;
-  sigaction(SIGINT, &new, NULL);
-}
-
 /* ---- what plua.cli gets -------------------------------------------------------------------- */
-
-/* call(handler, f, ...) -> true, results... | false, what handler made of the error.
-   xpcall that SIGINT can interrupt. */
-static int guarded(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
-  luaL_checkany(L, 2);
-  interrupted = 0;
-  running = L;
-  on_interrupt(interrupt);
-  int status = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 1);
-  on_interrupt(SIG_DFL);
-  if (interrupted) keep_waking(0);
-  lua_sethook(L, NULL, 0, 0); /* a late SIGINT must not hit the caller */
-  lua_pushboolean(L, status == LUA_OK);
-  lua_replace(L, 1); /* stack: ok, results */
-  return lua_gettop(L);
-}
-
-static int was_interrupted(lua_State *L) {
-  lua_pushboolean(L, interrupted);
-  return 1;
-}
 
 static int is_terminal(lua_State *L) {
   lua_pushboolean(L, isatty(STDIN_FILENO));
@@ -108,7 +42,12 @@ static int is_terminal(lua_State *L) {
 
 static void push_host(lua_State *L) {
   static const luaL_Reg host[] = {
-    {"call", guarded}, {"interrupted", was_interrupted}, {"isatty", is_terminal}, {NULL, NULL}};
+    {"call", signals_call},
+    {"stopped", signals_stopped},
+    {"grace", signals_grace},
+    {"isatty", is_terminal},
+    {NULL, NULL},
+  };
   luaL_newlib(L, host);
   lua_pushliteral(L, PLUA_VERSION);
   lua_setfield(L, -2, "version");
@@ -146,13 +85,22 @@ static void push_loader(lua_State *L, const struct plua_module *m) {
   lua_pushcclosure(L, load_module, 1);
 }
 
+/* A loader: from now on the program has workers to look after. */
+static int load_core(lua_State *L) {
+  lua_settop(L, 0);
+  luaopen_plua_core(L);
+  signals_core(L);
+  strays_open(L);
+  return 1;
+}
+
 static void preload_modules(lua_State *L) {
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
   for (const struct plua_module *m = plua_modules; m->name; m++) {
     push_loader(L, m);
     lua_setfield(L, -2, m->name);
   }
-  lua_pushcfunction(L, luaopen_plua_core);
+  lua_pushcfunction(L, load_core);
   lua_setfield(L, -2, "plua.core");
   lua_pop(L, 1);
 }
@@ -253,8 +201,10 @@ int main(int argc, char **argv) {
   lua_close(L);
   if (flush_results() != 0 && out.status == 0) out.status = EXIT_FAILURE;
   if (out.signal) {
+    strays_end(true);
     signal(out.signal, SIG_DFL);
     raise(out.signal);
   }
+  if (out.status == EX_TEMPFAIL) strays_end(true);
   return out.status;
 }

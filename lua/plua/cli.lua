@@ -1,13 +1,14 @@
 --- The command line: what its words mean, and what is run in which order.
 -- Keeps true: all of lua's own options mean what they mean there; nothing runs before the whole
--- line is understood. Knows the host table of the program (call, interrupted, isatty, version,
+-- line is understood. Knows the host table of the program (call, stopped, grace, isatty, version,
 -- lua, copyright). Does not know how items are run. Loads nothing at the top: the program reads the
 -- options before 'require' exists.
 -- SPDX-License-Identifier: MIT
 
 local M <const> = {}
 
-local EX_FAILED <const>, EX_USAGE <const>, SIGINT <const>, SIGPIPE <const> = 1, 2, 2, 13
+local EX_FAILED <const>, EX_USAGE <const>, EX_TEMPFAIL <const> = 1, 2, 75
+local SIGINT <const>, SIGPIPE <const> = 2, 13
 
 local USAGE <const> = [=[
 usage: plua [options] [script [args]]
@@ -31,6 +32,7 @@ Defaults for every parallel call of the script (--name value or --name=value):
   --seed N                   start of the random numbers that items draw
   --nested                   calls inside a worker get workers of their own
 Other:
+  --grace S                  seconds that running items have after SIGTERM or SIGUSR1; else 25
   --cpus                     show how many cores may be used, and why
   --version, --help
 ]=]
@@ -38,6 +40,8 @@ Other:
 -- Options that stand alone. All others take a value.
 local FLAGS <const> = { nested = true }
 local ACTIONS <const> = { help = true, version = true, cpus = true }
+-- Options of the command, not of calls.
+local OWN <const> = { grace = true }
 local SCRIPT_ONLY <const> = { init = true, finish = true, weight = true }
 
 ---@class plua.Plan
@@ -138,7 +142,7 @@ end
 local function unknown_option(word)
   local options <const> = require("plua.options")
   local list <const> = {}
-  for _, set in ipairs { FLAGS, ACTIONS } do
+  for _, set in ipairs { FLAGS, ACTIONS, OWN } do
     for name in pairs(set) do table.insert(list, name) end
   end
   for _, name in ipairs(options.names) do
@@ -160,32 +164,40 @@ local function known(name)
   return false
 end
 
+local function grace_fault(value, word)
+  local seconds <const> = tonumber(value)
+  if seconds and seconds >= 0 then return end
+  return ("'%s' must be a number of seconds, 0 or more, not %q"):format(word, value)
+end
+
 -- What is wrong with one option, or nil.
 local function fault_of(option)
   local name <const>, value <const>, word <const> = option[1], option[2], option[3]
   if SCRIPT_ONLY[name] then
     return ("'%s' takes a function, which only a script can give"):format(word)
   end
-  if not known(name) then return unknown_option(word) end
+  if not OWN[name] and not known(name) then return unknown_option(word) end
   if value == nil then return ("'%s' needs a value"):format(word) end
+  if name == "grace" then return grace_fault(value, word) end
 end
 
 -- Makes the options the defaults of all calls. nil, or what is wrong.
-local function apply(list)
+local function apply(list, host)
   local defaults <const> = {}
   for _, option in ipairs(list) do
     local fault <const> = fault_of(option)
     if fault then return fault end
-    defaults[option[1]] = option[2]
+    if option[1] == "grace" then host.grace(tonumber(option[2]))
+    else defaults[option[1]] = option[2] end
   end
   if next(defaults) == nil then return end
   local _ <const>, fault <const> = require("plua.options").set_defaults(defaults)
   return fault
 end
 
-local function line_fault(plan)
+local function line_fault(plan, host)
   if plan.unknown then return unknown_option(plan.unknown) end
-  return plan.failure or apply(plan.options)
+  return plan.failure or apply(plan.options, host)
 end
 
 -- ---- running ---------------------------------------------------------------------------------
@@ -233,23 +245,60 @@ local function describe(err, prefix)
   return (trace:gsub("\n\t%[C%]: in [^\n]*\n\tplua/cli%.lua:.*", "\n\t[C]: in ?"))
 end
 
+-- Where a signal stopped the script, as the error tells: "script.lua:7: ", or "" inside a call of
+-- plua. nil: it is another error.
+local function stopped_at(host, err)
+  local name <const> = host.stopped()
+  if not name then return nil end
+  if type(err) == "string" then return err:match("^(.*)interrupted!$") end
+  return name ~= "SIGINT" and is_plua_error(err) and err.kind == "cancelled" and "" or nil
+end
+
+local function grouped(n)
+  local digits <const> = ("%d"):format(n)
+  return (digits:reverse():gsub("%d%d%d", "%0,"):reverse():gsub("^,", ""))
+end
+
+-- How far the call came that a signal has ended: ": 1,234 of 10,000 items done".
+local function progress()
+  local run <const> = package.loaded["plua.run"]
+  local cut <const> = run and run.cut
+  if not cut then return "" end
+  local count <const> = cut.total or cut.done
+  local more <const> = cut.more > 0 and (" (and %s out of turn)"):format(grouped(cut.more)) or ""
+  return (": %s%s %s%s done%s"):format(grouped(cut.done),
+    cut.total and " of " .. grouped(cut.total) or "", cut.unit, count == 1 and "" or "s", more)
+end
+
+-- Says that a signal has ended the script. The status and the signal to leave with.
+local function report_stop(host, place)
+  local name <const> = host.stopped()
+  local by <const> = name == "SIGINT" and "interrupted" or "stopped by " .. name
+  local far <const> = progress()
+  io.stdout:flush()
+  io.stderr:write(host.prefix, far == "" and place or "", by, far, "\n")
+  if name == "SIGINT" then return EX_FAILED, SIGINT end
+  return EX_TEMPFAIL, 0
+end
+
 -- Runs f(...) to its end. 0, 0 and its results; or, once the error has been reported, the status
 -- and the signal to leave with.
 local function execute(host, f, ...)
-  local signal = 0
+  local signal, place = 0, nil
   local function handler(err)
     if is_plua_error(err) and err.signal == "SIGPIPE" then -- nobody reads what the items print
       signal = SIGPIPE
       return nil
     end
-    local stop <const> = host.interrupted() and type(err) == "string" and err:find("interrupted!$")
-    signal = stop and SIGINT or 0
+    place = stopped_at(host, err)
+    if place then return err end -- what is being closed is told of it
     local text <const> = describe(err, host.prefix) -- no tail call: the traceback counts levels
     return text
   end
   local results <const> = table.pack(host.call(handler, f, ...))
   if results[1] then return 0, 0, table.unpack(results, 2, results.n) end
   if signal == SIGPIPE then return EX_FAILED, signal end
+  if place then return report_stop(host, place) end
   io.stdout:flush()
   io.stderr:write(tostring(results[2]), "\n")
   return EX_FAILED, signal
@@ -356,12 +405,14 @@ local function read_chunk()
   end
 end
 
+-- Prints the results of a chunk. Answers its status.
 local function show(status, _, ...)
-  if status ~= 0 or select("#", ...) == 0 then return end
+  if status ~= 0 or select("#", ...) == 0 then return status end
   local fine <const>, message <const> = pcall(print, ...)
   if not fine then
     io.stderr:write(("error calling 'print' (%s)\n"):format(tostring(message)))
   end
+  return status
 end
 
 -- As in lua, errors without the program's name too; and 'plua' is there without being asked for.
@@ -371,7 +422,7 @@ local function interact(host)
   while true do
     local chunk <const>, message <const> = read_chunk()
     if chunk then
-      show(execute(host, chunk))
+      if show(execute(host, chunk)) == EX_TEMPFAIL then return EX_TEMPFAIL, 0 end
     elseif message then
       io.stderr:write(message, "\n")
     else
@@ -379,6 +430,7 @@ local function interact(host)
     end
   end
   io.stdout:write("\n")
+  return 0, 0
 end
 
 -- ---- what only prints ------------------------------------------------------------------------
@@ -442,7 +494,7 @@ local function run_rest(plan, host)
   local idle <const> = not (plan.script or plan.banner or plan.executes)
   if idle and not host.isatty() then return run_script(host, nil) end
   if idle then io.stdout:write(banner(host)) end
-  if idle or plan.interactive then interact(host) end
+  if idle or plan.interactive then return interact(host) end
   return 0, 0
 end
 
@@ -472,11 +524,11 @@ end
 
 --- Carries out what 'parse' understood.
 ---@param plan plua.Plan
----@param host table  what the program offers: call, interrupted, isatty, version, lua, copyright
+---@param host table  what the program offers: call, stopped, grace, isatty, version, lua, copyright
 ---@return integer status  for exit
 ---@return integer signal  not 0: the process should die by it instead
 function M.run(plan, host)
-  local fault <const> = line_fault(plan)
+  local fault <const> = line_fault(plan, host)
   if fault then
     complain(fault)
     return EX_USAGE, 0
