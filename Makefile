@@ -20,6 +20,9 @@ SPEC_TIME ?= $(if $(SAN),900,300)# seconds that one spec file may take
 COVERAGE ?= 95#      the share of core's lines that specs must run, in percent
 MUTANTS  ?= 24#      flipped comparisons to try; all: each
 FUZZ_TIME ?= 60#      seconds for each fuzz target
+RUNS     ?= 5#        bench: repetitions of each case
+CASE     ?=#          bench: a pattern of the cases to run, such as oneshot or skew
+COMPARE  ?=#          bench: the bench.json of an earlier run to compare with
 V        ?=#          1: shows the commands
 # B=build/mine on the command line gives a build tree of one's own.
 
@@ -55,7 +58,9 @@ MAN     := $(wildcard core/plua.1)
 KIT     := $(patsubst spec/kit/%.c,$(B)/kit/%.so,$(wildcard spec/kit/*.c))
 HOST    := $(patsubst spec/host/%.c,$(B)/host/%,$(wildcard spec/host/*.c))
 SHIM    := $(patsubst spec/preload/%.c,$(B)/preload/%.so,$(wildcard spec/preload/*.c))
-FORMATTED := $(wildcard core/*.[ch] spec/*/*.[ch])
+BENCH   := $(B)/simulate $(B)/bench/probe $(B)/bench/pidfd.so $(B)/kit/codectest.so \
+           $(if $(wildcard /usr/lib/ocaml/parmap/parmap.cmxa),$(B)/bench/parmap)
+FORMATTED := $(wildcard core/*.[ch] spec/*/*.[ch] scripts/*.c scripts/*/*.c)
 FUZZ    := $(patsubst spec/fuzz/%.c,build/fuzz/%,$(wildcard spec/fuzz/*.c))
 SO      := libplua.so.$(VERSION)
 
@@ -110,7 +115,7 @@ MODULE    = $(LINK) -shared -Wl,-Bsymbolic
 
 # These goals install what they need before anything is looked up.
 needs := $(if $(filter run,$(MAKECMDGOALS)),run) $(if $(filter test,$(MAKECMDGOALS)),test) \
-         $(if $(filter lint,$(MAKECMDGOALS)),lint) $(if $(filter bench,$(MAKECMDGOALS)),run) \
+         $(if $(filter lint,$(MAKECMDGOALS)),lint) $(if $(filter bench simulate,$(MAKECMDGOALS)),run) \
          $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz) \
          $(if $(filter coverage,$(MAKECMDGOALS)),test coverage) \
          $(if $(filter mutate,$(MAKECMDGOALS)),test) \
@@ -125,8 +130,9 @@ endif
 endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
-  bench doc format fuzz install uninstall clean help lengths kit check check-address \
-  check-thread check-small check-fuzz check-coverage check-mutants coverage mutate
+  bench bench-deps bench-readme simulate doc format fuzz install uninstall clean help lengths \
+  kit check check-address check-thread check-small check-fuzz check-coverage check-mutants \
+  coverage mutate
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -181,7 +187,7 @@ variant_test = echo '== $1' && \
   $(MAKE) --no-print-directory $1 test SPEC='$(call specs,$2)'
 CHECK_ADDRESS := codec map pool future errors capi ring sched board store recovery
 
-kit: $(KIT) $(HOST) $(SHIM)  ## what the specs load and start
+kit: $(KIT) $(HOST) $(SHIM) $(BENCH)  ## what the specs load and start
 
 lint: lint-lua lint-layers lint-sh lint-format lint-c lint-tidy  ## style, static checks, layers
 lint-lua:
@@ -204,8 +210,17 @@ lint-tidy:
 format:  ## lays the C files out as lint wants them
 	clang-format -i $(FORMATTED)
 
-bench: all  ## how fast; see scripts/bench.lua
-	$(B)/plua scripts/bench.lua
+bench: all $(BENCH)  ## how fast, beside its peers: RUNS=5 CASE=pattern COMPARE=old.json
+	$(B)/plua scripts/bench.lua --runs='$(RUNS)' --case='$(CASE)' --compare='$(COMPARE)'
+
+bench-deps:  ## installs the peers that bench measures beside plua
+	scripts/deps.sh bench
+
+simulate: all $(B)/simulate  ## 10,000 workers and 1e8 items in virtual time; draws how it scales
+	$(B)/plua scripts/bench/scale.lua
+
+bench-readme:  ## puts the table and the picture of the last bench into the README
+	$(B)/plua scripts/bench.lua --readme
 
 doc: $(wildcard core/plua.h) $(LUA_SRC)  ## the reference, into build/doc
 	$(LUA) scripts/doc.lua build/doc $^
@@ -218,10 +233,10 @@ clean:  ## removes build/
 
 help:  ## this list
 	@echo 'Targets:'
-	@sed -n 's/^\([a-z]*\):.*## */  \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## */  \1\t/p' Makefile | expand -t 16
 	@echo 'Knobs, as in make test SAN=address:'
-	@sed -n 's/^\([A-Z_]*\) *?=[^#]*# */  \1\t/p' Makefile | expand -t 14
-	@printf '  B\ta build tree of its own, such as build/mine\n' | expand -t 14
+	@sed -n 's/^\([A-Z_]*\) *?=[^#]*# */  \1\t/p' Makefile | expand -t 16
+	@printf '  B\ta build tree of its own, such as build/mine\n' | expand -t 16
 
 # ---- build -------------------------------------------------------------------------------------
 
@@ -290,6 +305,26 @@ $(B)/host/%: spec/host/%.c $(B)/libplua.a $(B)/flags
 $(B)/preload/%.so: spec/preload/%.c $(B)/flags
 	@mkdir -p $(@D)
 	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O2 -g -fPIC -shared -o $@ $< -ldl
+
+# Of the benchmark: what the machine can do, and what counts instructions; no part of the library.
+$(B)/bench/probe: scripts/bench/probe.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O2 -o $@ $<
+
+$(B)/bench/pidfd.so: scripts/bench/pidfd.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O2 -fPIC -shared -o $@ $< -ldl
+
+$(B)/bench/parmap: scripts/bench/peers/pool.ml
+	@mkdir -p $(@D)
+	@cp $< $(@D)/pool.ml
+	$(made) cd $(@D) && ocamlfind ocamlopt -O3 -package parmap,unix -linkpkg pool.ml -o $(@F) \
+	  2>/dev/null
+
+# The real pool over workers that exist in virtual time: the backend and the clock are its own.
+$(B)/simulate: scripts/simulate.c $(B)/libplua.a $(B)/flags
+	$(made) $(COMPILE) $(APART) $(SANLINK) -Wl,--wrap=now_ns,--wrap=local_open -o $@ $< \
+	  $(B)/libplua.a $(LUA_LIBS)
 
 -include $(OBJ:.o=.d) $(MAIN:%.c=$(B)/%.d) $(KIT:.so=.d) $(HOST:=.d)
 

@@ -1,156 +1,249 @@
--- Measures plua beside the serial loop and beside the peers that are installed, in one run, each
--- case several times in turn; prints a table. Usage: plua scripts/bench.lua [case ...]
+-- Measures plua beside the serial loop, the machine's limits and the peers that are installed, in
+-- one run; prints a table, writes bench.json and bench.svg into the build directory.
+--   plua scripts/bench.lua [--runs=N] [--case=PATTERN] [--compare=OLD.json] [--dir=DIR]
+--     [--no-counts]
+--   plua scripts/bench.lua --markdown      the table of the last run, as Markdown
+--   plua scripts/bench.lua --readme        puts that and the picture into the README
+-- Each repetition is a process of its own that makes its data, warms up as its case tells, and
+-- prints the time of the rest; contenders take turns. Exit status 1: dearer than OLD.json tells.
+-- Knows the order of things; bench/ has the cases, the peers and the reports.
 -- SPDX-License-Identifier: MIT
-local plua = require "plua"
-local json = require "plua.json"
+local here <const> = arg[0]:match "^(.*)/" or "."
+package.path = here .. "/bench/?.lua;" .. package.path
+local json <const> = require "plua.json"
+local now <const> = require("plua.core").now
+local cases <const> = require "cases"
+local measure <const> = require "measure"
+local peers <const> = require "peers"
+local report <const> = require "report"
+local picture <const> = require "picture"
+local counts <const> = require "counts"
 
-local ROUNDS <const> = 5
-local WORKERS <const> = 2
+local ROUNDS <const>, WORKERS <const> = 5, 2
+local STARTS <const> = 20 -- runs of a whole process that make one repetition
 
-local function clock()
-  return require("plua.core").now()
-end
+local known <const> = { runs = true, case = true, compare = true, dir = true, markdown = true,
+  readme = true, ["no-counts"] = true }
 
-local function cube(x) return x ^ 3 end
-
-local function sequence(n)
-  local t = {}
-  for i = 1, n do t[i] = i end
-  return t
-end
-
---- Seconds of one call, after a full collection so that no case pays for the one before.
-local function seconds(f)
-  collectgarbage()
-  local start <const> = clock()
-  f()
-  return clock() - start
-end
-
-local function serial(n)
-  local data <const> = sequence(n)
-  return function()
-    local out <const> = {}
-    for i = 1, #data do out[i] = cube(data[i]) end
-    return out
+local function options(list)
+  local opts <const> = {}
+  for _, word in ipairs(list) do
+    local name <const>, value <const> = word:match "^%-%-([%a-]+)=?(.*)$"
+    if not known[name] then
+      io.stderr:write("bench.lua: '", word, "' is not understood: --runs=N --case=PATTERN ",
+        "--compare=FILE --dir=DIR --no-counts --markdown --readme\n")
+      os.exit(2)
+    end
+    opts[name] = value
   end
+  return opts
 end
 
---- What a peer's own program prints: seconds, as a number on a line.
-local function program(command)
-  return function()
-    local pipe <const> = assert(io.popen(command .. " 2>/dev/null"))
-    local line <const> = pipe:read "l"
-    pipe:close()
-    return tonumber(line)
-  end
+local opts <const> = options(arg)
+local plua <const> = arg[-1] or "plua"
+local build <const> = opts.dir or plua:match "^(.*)/" or "build"
+local probe <const> = build .. "/bench/probe"
+local rounds <const> = math.max(1, math.tointeger(tonumber(opts.runs)) or ROUNDS)
+
+local function read_run(path)
+  local file <close> = assert(io.open(path))
+  return json.decode(file:read "a")
 end
 
-local PYTHON <const> = [[
-import sys, time
-from multiprocessing import Pool
-def cube(x): return x ** 3
-def main():
-    n, warm, chunk = int(sys.argv[1]), sys.argv[2] == "warm", int(sys.argv[3]) or None
-    data = [float(i) for i in range(n)]
-    if warm:
-        with Pool(2) as p:
-            p.map(cube, data[:1000])
-            t = time.perf_counter()
-            p.map(cube, data, chunk)
-            print(time.perf_counter() - t)
-    else:
-        t = time.perf_counter()
-        with Pool(2) as p: p.map(cube, data, chunk)
-        print(time.perf_counter() - t)
-main()
-]]
-
-local function python(n, kind, chunk)
-  if not os.execute("command -v python3 >/dev/null 2>&1") then return nil end
-  local path <const> = "build/bench.py"
+local function write(path, text)
   local file <close> = assert(io.open(path, "w"))
-  file:write(PYTHON)
-  return program(("python3 %s %d %s %d"):format(path, n, kind, chunk or 0))
+  assert(file:write(text))
 end
 
-local pool <close> = plua.pool { workers = WORKERS }
-
-local function futures(data)
-  local f <const> = {}
-  for i = 1, #data do f[i] = pool:apply_async(cube, data[i]) end
-  for i = 1, #f do f[i]:get() end
+if opts.markdown then
+  print(report.markdown(read_run(build .. "/bench.json")))
+  return
 end
 
-local function round_trips(data)
-  for i = 1, #data do pool:apply(cube, data[i]) end
+local BETWEEN <const> = "(<!%-%- bench: [^\n]*%-%->\n).-(<!%-%- end of bench %-%->)"
+
+if opts.readme then
+  local run <const> = read_run(build .. "/bench.json")
+  local path <const> = here .. "/../README.md"
+  local file <close> = assert(io.open(path))
+  local text <const>, n <const> = file:read("a"):gsub(BETWEEN, function(first, last)
+    return first .. report.markdown(run) .. "\n" .. last
+  end)
+  assert(n == 1, "README.md has no lines '<!-- bench: ... -->' and '<!-- end of bench -->'")
+  write(path, text)
+  write(here .. "/bench/bench.svg", picture(run))
+  return
 end
 
-local function lazily(data)
-  local i = 0
-  local function next_item()
-    i = i + 1
-    return data[i]
+-- ---- contenders ----
+
+local function ours(who, case, n)
+  return { who = who, n = n, command = ("%s %s/bench/ours.lua %s %s %d"):format(plua, here, who,
+    case.id, n) }
+end
+
+--- A whole program is timed from outside.
+local function program(who, command)
+  return { who = who, n = 1, command = ("%s exec %d %s"):format(probe, STARTS, command) }
+end
+
+local function add_ours(list, case)
+  if case.exec then
+    local script <const> = build .. "/bench/six.lua"
+    write(script, "local plua = require 'plua'\nprint(table.concat(plua.map(function(x) " ..
+      "return x ^ 3 end, { 1, 2, 3, 4, 5, 6 }, { workers = 2 }), ' '))\n")
+    list[1] = program("plua", plua .. " " .. script)
+    list[2] = program("serial", "lua5.4 -e ''")
+    return
   end
-  local sum = 0
-  for _, result in plua.imap(cube, next_item, { workers = WORKERS }) do sum = sum + result end
-  return sum
-end
-
-local ONE_SHOT <const> = { workers = WORKERS }
-local BY_ONE <const> = { workers = WORKERS, chunksize = 1 }
-
--- name, items, our call, what it must stay below (ns an item), the peer's pool and chunk size
-local CASES <const> = {
-  { "one-shot map", 1000000, function(data) plua.map(cube, data, ONE_SHOT) end, 100, "cold" },
-  { "warm pool map", 1000000, function(data) pool:map(cube, data) end, 200, "warm" },
-  { "chunksize 1", 20000, function(data) plua.map(cube, data, BY_ONE) end, nil, "cold", 1 },
-  { "apply_async, get", 20000, futures },
-  { "pool:apply, idle worker", 2000, round_trips },
-  { "imap over an iterator", 1000000, lazily },
-}
-
-local function median(list)
-  table.sort(list)
-  return list[(#list + 1) // 2], list[1], list[#list]
-end
-
---- Runs ours, the serial loop and the peer in turn, ROUNDS times.
-local function measure(name, n, run, limit, kind, chunk)
-  local data <const> = sequence(n)
-  local ours, loop, peer = {}, {}, {}
-  local program_of_peer <const> = kind and python(n, kind, chunk)
-  run(data) -- warm
-  for round = 1, ROUNDS do
-    ours[round] = seconds(function() run(data) end)
-    loop[round] = seconds(serial(n))
-    if program_of_peer and round <= 3 then peer[round] = program_of_peer() end
+  list[1] = ours("plua", case, case.n)
+  if case.serial then
+    list[2] = ours("serial", case, case.serial == true and case.n or case.serial)
   end
-  local each <const>, low <const>, high <const> = median(ours)
-  local base <const>, theirs <const> = median(loop), median(peer)
-  return { case = name, items = n, ns = each / n * 1e9, low = low / n * 1e9, high = high / n * 1e9,
-    serial = base / n * 1e9, python = theirs and theirs / n * 1e9, limit = limit }
-end
-
-local function cell(value) return value and ("%.1f"):format(value) or "-" end
-
-local chosen <const> = {}
-for _, name in ipairs(arg) do chosen[name] = true end
-print(("ns an item, median of %d rounds, %d workers"):format(ROUNDS, WORKERS))
-local LINE <const> = "%-24s %9s %9s %19s %9s %9s %9s"
-print(LINE:format("case", "items", "plua", "spread", "serial", "python", "limit"))
-local rows, missed = {}, false
-for _, c in ipairs(CASES) do
-  if not next(chosen) or chosen[c[1]] then
-    local r <const> = measure(table.unpack(c, 1, 6))
-    rows[#rows + 1] = r
-    local over <const> = r.limit and r.ns > r.limit
-    missed = missed or over
-    local spread <const> = cell(r.low) .. " .. " .. cell(r.high)
-    print(LINE:format(r.case, r.items, cell(r.ns), spread, cell(r.serial), cell(r.python),
-      cell(r.limit)) .. (over and "  over" or ""))
+  if case.bare then
+    list[#list + 1] = ours("bare", case, case.n)
+    list[#list].who, list[#list].what = "limit", "bare processes at the same time"
   end
 end
-local file <close> = assert(io.open("build/bench.json", "w"))
-file:write(json.encode(rows), "\n")
-if missed then print "over: slower than its limit in this run" end
+
+local function contenders(case, found)
+  local list <const>, absent <const> = {}, {}
+  add_ours(list, case)
+  if case.limit then
+    list[#list + 1] = { who = "limit", n = 1, command = probe .. " " .. case.limit[1],
+      value = case.limit[2], what = case.limit[3] }
+  end
+  for _, peer in ipairs(found) do
+    local can <const> = case.peers[peer.who]
+    local n <const> = can == true and case.n or can
+    if type(can) == "string" then
+      absent[peer.who] = { why = can }
+    elseif can and not peer.version then
+      absent[peer.who] = { why = "not installed" }
+    elseif can and case.exec then
+      list[#list + 1] = program(peer.who, ("%s start 1"):format(peer.command))
+    elseif can then
+      list[#list + 1] = { who = peer.who, n = n, told_n = n ~= case.n and n or nil,
+        command = ("%s %s %d"):format(peer.command, case.id, n) }
+    end
+  end
+  return list, absent
+end
+
+-- ---- rows ----
+
+local function judge(case, results)
+  local medians <const>, targets <const> = {}, {}
+  for who, result in pairs(results) do
+    medians[who] = result.median
+    for name, value in pairs(result.fields or {}) do medians[who .. "_" .. name] = value end
+  end
+  if not medians.plua then return targets end
+  local judged <const> = case.targets(medians)
+  for i = 1, 3 do
+    if judged[i] then
+      targets[#targets + 1] = { text = judged[i][1], met = judged[i][2] }
+    end
+  end
+  return targets
+end
+
+local function row_of(case, found)
+  local list <const>, absent <const> = contenders(case, found)
+  local asked <const> = math.min(rounds, case.rounds or rounds)
+  local results <const> = measure.rounds(list, case.value, asked, now)
+  for _, c in ipairs(list) do
+    local r <const> = results[c.who]
+    r.what, r.n = c.what, c.told_n
+    if case.extra and r.fields[case.extra] then
+      r.extra_name, r.extra = case.extra, r.fields[case.extra]
+    end
+  end
+  for who, why in pairs(absent) do results[who] = why end
+  return { id = case.id, name = case.name, unit = case.unit, more = case.more, items = case.n,
+    rounds = asked, results = results, targets = judge(case, results) }
+end
+
+--- The rows of scripts/bench_memory.lua, where it exists: it prints them as JSON.
+local function memory_rows(path)
+  local pipe <const> = assert(io.popen(("%s %s --json"):format(plua, path)))
+  local list <const> = json.decode(pipe:read "a")
+  pipe:close()
+  return list
+end
+
+local function chosen(case)
+  if not opts.case or opts.case == "" then return true end
+  return case.id:find(opts.case) ~= nil or case.name:find(opts.case, 1, true) ~= nil
+end
+
+-- ---- the run ----
+
+local function first_line(path)
+  local file <close> = io.open(path)
+  return file and file:read "l" or "?"
+end
+
+local function machine(found)
+  local versions <const> = { _VERSION }
+  for _, peer in ipairs(found) do
+    versions[#versions + 1] = ("%s %s"):format(peer.title, peer.version or "not installed")
+  end
+  return {
+    cpu = peers.output "sed -n 's/^model name[^:]*: //p' /proc/cpuinfo" or "?",
+    cores = require("plua").cpu_count(), kernel = first_line "/proc/sys/kernel/osrelease",
+    load = first_line("/proc/loadavg"):match "^%S+", versions = table.concat(versions, ", "),
+  }
+end
+
+local function main()
+  local found <const> = peers.find(peers.list(here .. "/bench", build))
+  local run <const> = { rounds = rounds, workers = WORKERS, rows = {}, machine = machine(found) }
+  local memory <const> = here .. "/bench_memory.lua"
+  local elsewhere <const> = first_line(memory) ~= "?"
+  local head <const> = "%d rounds in turn, %d workers; mp: multiprocessing, cf: concurrent.futures"
+  print(head:format(rounds, WORKERS))
+  print(report.head())
+  local function add(row)
+    run.rows[#run.rows + 1] = row
+    print(report.line(row))
+    io.stdout:flush()
+  end
+  local ask_memory
+  for _, case in ipairs(cases) do
+    if chosen(case) then
+      if case.memory and elsewhere then ask_memory = true else add(row_of(case, found)) end
+    end
+  end
+  if ask_memory then for _, row in ipairs(memory_rows(memory)) do add(row) end end
+  for _, line in ipairs(report.notes(run.rows)) do print(line) end
+  if not opts["no-counts"] then run.instructions = counts(plua, here, build, chosen) end
+  return run
+end
+
+local function show_comparison(run)
+  local lines <const>, dearer <const> = report.compare(read_run(opts.compare), run)
+  print("since " .. opts.compare .. ":")
+  for _, line in ipairs(lines) do print(line) end
+  return dearer
+end
+
+local function missed(run)
+  local n = 0
+  for _, row in ipairs(run.rows) do
+    if row.results.plua.median and report.verdict(row):find "^MISSES" then n = n + 1 end
+  end
+  return n
+end
+
+local run <const> = main()
+if #run.rows == 0 then
+  io.stderr:write("bench.lua: no case is named like '", opts.case, "'\n")
+  os.exit(2)
+end
+write(build .. "/bench.json", json.encode(run) .. "\n")
+write(build .. "/bench.svg", picture(run))
+print(("%d of %d cases miss a target; written: %s/bench.json, %s/bench.svg"):format(missed(run),
+  #run.rows, build, build))
+local dearer <const> = opts.compare and opts.compare ~= "" and show_comparison(run)
+os.exit(not dearer)

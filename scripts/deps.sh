@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the packages that a task needs and that are missing: deps.sh build|run|test|lint|fuzz...
+# Installs the packages that a task needs and that are missing: deps.sh build|run|test|lint|fuzz|bench...
 # Where all is there it says nothing, needs no network and no rights. SPDX-License-Identifier: MIT
 set -eu
 
@@ -15,6 +15,9 @@ fuzzer() {
   [ -e "$runtime/libclang_rt.fuzzer-$(uname -m).a" ] || echo libclang-rt-dev
 }
 
+# The peers that plua is measured beside, and what counts instructions.
+peers="python3 python3-joblib perl libmce-perl ocaml ocaml-findlib libparmap-ocaml-dev parallel"
+
 packages() {
   for need in "$@"; do
     case $need in
@@ -24,8 +27,9 @@ packages() {
       coverage) echo "$build gcovr" ;;
       lint) echo "$build lua-check clang-format clang-tidy cppcheck shellcheck" ;;
       fuzz) echo "$build clang $(fuzzer)" ;;
+      bench) echo "$build lua-cjson $peers linux-perf" ;;
       *)
-        echo "deps.sh: unknown need '$need': build, run, test, lint, coverage or fuzz" >&2
+        echo "deps.sh: unknown need '$need': build, run, test, lint, coverage, fuzz or bench" >&2
         return 2
         ;;
     esac

@@ -1,0 +1,80 @@
+-- Runs the contenders of a case in turn, each repetition in a process of its own, and sums up.
+-- Knows commands and the lines "name value" that they print. Does not know plua or peers.
+-- SPDX-License-Identifier: MIT
+local measure <const> = {}
+
+-- A contender that needs longer than this for one repetition gets no further one.
+local PATIENCE_S <const> = 30
+
+--- Runs a command; the fields that it printed, or nil and why there are none.
+function measure.run(command)
+  local pipe <const> = assert(io.popen("timeout 600 " .. command .. " 2>&1"))
+  local fields, last = {}, "printed nothing"
+  for line in pipe:lines() do
+    local name <const>, value <const> = line:match "^([%a_]+) (%-?[%d.]+)$"
+    if name then fields[name] = tonumber(value) end
+    fields.none = fields.none or line:match "^none (.*)$"
+    last = line
+  end
+  local ok <const>, how <const>, code <const> = pipe:close()
+  if fields.none then return nil, fields.none end
+  if ok and next(fields) then return fields end
+  return nil, ok and last or ("%s (%s %d)"):format(last, how, code)
+end
+
+--- The middle of a list of numbers, its least and its greatest.
+function measure.median(list)
+  local sorted <const> = table.move(list, 1, #list, 1, {})
+  table.sort(sorted)
+  local n <const> = #sorted
+  local middle <const> = (sorted[(n + 1) // 2] + sorted[n // 2 + 1]) / 2
+  return middle, sorted[1], sorted[n]
+end
+
+--- One repetition more of a contender.
+local function once(contender, value, result, now)
+  local start <const> = now()
+  local fields <const>, why <const> = measure.run(contender.command)
+  if not fields then
+    result.why = why
+    return
+  end
+  local list <const> = result.values
+  list[#list + 1] = (contender.value or value)(fields, contender.n)
+  for name, number in pairs(fields) do
+    result.fields[name] = result.fields[name] or {}
+    table.insert(result.fields[name], number)
+  end
+  result.slow = now() - start > PATIENCE_S
+end
+
+local function sum_up(result)
+  local middles <const> = {}
+  for name, list in pairs(result.fields) do middles[name] = measure.median(list) end
+  result.fields, result.slow = middles, nil
+  result.runs = #result.values
+  if result.runs > 0 then
+    result.median, result.low, result.high = measure.median(result.values)
+  end
+  return result
+end
+
+--- Repeats all contenders of a case in turn.
+---@param contenders {who: string, command: string, n: number}[]
+---@param value fun(fields: table, n: number): number
+---@param rounds integer
+---@return table<string, table> results  by who: median, low, high, runs, fields; or why
+function measure.rounds(contenders, value, rounds, now)
+  local results <const> = {}
+  for _, c in ipairs(contenders) do results[c.who] = { values = {}, fields = {} } end
+  for _ = 1, rounds do
+    for _, c in ipairs(contenders) do
+      local result <const> = results[c.who]
+      if not result.why and not result.slow then once(c, value, result, now) end
+    end
+  end
+  for _, result in pairs(results) do sum_up(result) end
+  return results
+end
+
+return measure
