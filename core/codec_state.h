@@ -35,7 +35,7 @@ static inline int codec_push(lua_State *L, enum codec_key key) {
    takes its place, and the old one lives as long as a stack holds it. */
 struct codec_room {
   int busy;
-  int peek; /* tables may be looked into: see codec_peek.h */
+  int peek;     /* tables may be looked into: see codec_peek.h */
   void *frames; /* malloc'd; at most one user */
   size_t cap;
   void *heap; /* blocks of the writer's map */

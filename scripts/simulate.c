@@ -328,6 +328,7 @@ static void tell_value(int w, struct link_event *e) {
   e->what = LINK_VALUE;
   e->slot = me->first;
   e->tag = s->told++;
+  e->n = 1;
   s->at = sim.tells[w];
   if (s->state == RAN) sim.untold--;
   sim.now += sim.parent_ns;
@@ -375,8 +376,8 @@ static int next(struct link_event *e) {
   return 0;
 }
 
-static int sim_next(struct link *l, struct link_event *e) {
-  (void)l;
+static int sim_next(struct link *l, struct link_event *e, plua_reply *replies, unsigned max) {
+  (void)l, (void)replies, (void)max; /* one value at a time */
   leave_pool();
   int r = next(e);
   enter_pool();
