@@ -26,7 +26,7 @@
           */
 #define NEVER INT64_MAX
 
-enum { NONE = -1 };
+enum { NONE = -1, RUN = 256 }; /* RUN: results taken in at once */
 
 enum slot_state { FREE, READY, TAKEN, RAN };
 
@@ -322,16 +322,24 @@ static void look_ahead(int w) {
   sim.tells[w] = !s ? NEVER : !s->begun ? s->start : s->at + cost(s->first + s->told);
 }
 
-static void tell_value(int w, struct link_event *e) {
+/* All that has ended by now, 'max' outcomes at most. */
+static void tell_values(int w, struct link_event *e, plua_reply *replies, unsigned max) {
   struct worker *me = &sim.worker[w];
   struct slot *s = &sim.slot[me->first];
+  int64_t end = sim.tells[w];
   e->what = LINK_VALUE;
   e->slot = me->first;
-  e->tag = s->told++;
-  e->n = 1;
-  s->at = sim.tells[w];
-  if (s->state == RAN) sim.untold--;
-  sim.now += sim.parent_ns;
+  e->tag = s->told;
+  e->data = "";
+  do {
+    if (replies) replies[e->n] = (plua_reply){"", 0};
+    e->n++;
+    s->at = end;
+    if (++s->told == s->n) break;
+    end += cost(s->first + s->told);
+  } while (end <= sim.now && e->n < max);
+  if (s->state == RAN) sim.untold -= e->n;
+  sim.now += sim.parent_ns * e->n;
   if (s->told < s->n) return;
   me->end_n = s->n;
   me->end_ns = s->at - s->start;
@@ -340,7 +348,7 @@ static void tell_value(int w, struct link_event *e) {
   s->state = FREE;
 }
 
-static void tell(int w, struct link_event *e) {
+static void tell(int w, struct link_event *e, plua_reply *replies, unsigned max) {
   struct worker *me = &sim.worker[w];
   *e = (struct link_event){.worker = w, .pid = w + 1, .slot = NONE, .elapsed_ns = -1};
   if (me->up) {
@@ -356,11 +364,11 @@ static void tell(int w, struct link_event *e) {
     e->what = LINK_BEGIN;
     e->slot = me->first;
   } else
-    tell_value(w, e);
+    tell_values(w, e, replies, max);
   look_ahead(w);
 }
 
-static int next(struct link_event *e) {
+static int next(struct link_event *e, plua_reply *replies, unsigned max) {
   for (unsigned tried = 0; tried <= sim.workers; tried++) {
     if (sim.at >= sim.workers) {
       sim.at = 0;
@@ -368,7 +376,7 @@ static int next(struct link_event *e) {
     }
     if (sim.tells[sim.at] <= sim.now) {
       advance();
-      tell((int)sim.at, e);
+      tell((int)sim.at, e, replies, max);
       return 1;
     }
     sim.at++;
@@ -377,9 +385,9 @@ static int next(struct link_event *e) {
 }
 
 static int sim_next(struct link *l, struct link_event *e, plua_reply *replies, unsigned max) {
-  (void)l, (void)replies, (void)max; /* one value at a time */
+  (void)l;
   leave_pool();
-  int r = next(e);
+  int r = next(e, replies, max);
   enter_pool();
   return r;
 }
@@ -428,6 +436,10 @@ static void sim_worker(struct link *l, int w) {
   (void)w;
 }
 
+static void sim_end_stopped(struct link *l, int w, unsigned got) {
+  (void)l, (void)w, (void)got;
+}
+
 static void sim_interrupt(struct link *l, int w, unsigned slot, unsigned k) {
   (void)l, (void)w, (void)slot, (void)k;
 }
@@ -448,6 +460,7 @@ static const struct link_ops ops = {
   .running = sim_running,
   .interrupt = sim_interrupt,
   .kill = sim_worker,
+  .end_stopped = sim_end_stopped,
   .next = sim_next,
   .wait = sim_wait,
   .idle = sim_idle,
@@ -505,13 +518,15 @@ static size_t tables(unsigned workers, unsigned slots) {
 
 static void pump(plua_pool *p, uint64_t items, size_t *most) {
   plua_event e;
+  plua_reply replies[RUN];
   for (uint64_t done = 0; done < items;) {
     enter_pool();
-    check(plua_next(p, &e), "next");
+    int n = plua_next_run(p, &e, replies, RUN);
     leave_pool();
+    check(n, "next");
     switch (e.what) {
     case PLUA_RESULT:
-      done++;
+      done += (unsigned)n;
       break;
     case PLUA_FORK:
       check(plua_fork(p), "fork");
