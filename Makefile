@@ -195,7 +195,7 @@ lint-lua:
 lint-layers:
 	$(LUA) scripts/layers.lua
 lint-sh:
-	shellcheck .ci/run $(wildcard scripts/*.sh)
+	shellcheck .ci/run $(wildcard scripts/*.sh scripts/bench/peers/*.sh)
 lint-format:
 	clang-format --dry-run -Werror $(FORMATTED)
 lint-c:

@@ -67,7 +67,8 @@ if opts.readme then
   local path <const> = here .. "/../README.md"
   local file <close> = assert(io.open(path))
   local text <const>, n <const> = file:read("a"):gsub(BETWEEN, function(first, last)
-    return first .. report.markdown(run) .. "\n" .. last
+    return first .. report.markdown(run) .. "\n\n![The same as a picture: time as a factor of " ..
+      "plua's](scripts/bench/bench.svg)\n" .. last
   end)
   assert(n == 1, "README.md has no lines '<!-- bench: ... -->' and '<!-- end of bench -->'")
   write(path, text)

@@ -66,7 +66,7 @@ local function of(law) return function(run) return run.law == law end end
 local function work(all)
   local series <const> = {}
   if #all.counts > 0 then
-    series[1] = { name = "instructions", points = points(all.counts, "workers",
+    series[1] = { name = "instructions, job of 1e6 items", points = points(all.counts, "workers",
       function(c) return c.each end) }
   end
   for _, law in ipairs { "pareto", "lognormal" } do
