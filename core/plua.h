@@ -100,6 +100,16 @@ typedef struct plua_item {
   size_t len;
 } plua_item;
 
+/* Items one after the other, as 'run_many' sees them: 'item' is the one to run now, 'out' takes its
+   reply. 'done' is told what 'run' would have answered and makes 'item' the next one: 1, or 0 when
+   there is none now. */
+typedef struct plua_feed plua_feed;
+struct plua_feed {
+  const plua_item *item;
+  plua_out *out;
+  int (*done)(plua_feed *feed, int answer);
+};
+
 /* The functions of a pool. All are called in workers only, never in the owner. */
 typedef struct plua_tasks {
   size_t size; /* sizeof(plua_tasks) */
@@ -120,6 +130,9 @@ typedef struct plua_tasks {
   /* Optional. Called in a signal handler while an item runs that has reached its timeout, again
      every 50 ms while it goes on: makes 'run' end soon, with a positive answer. */
   void (*interrupt)(void *ctx);
+  /* Optional, in place of 'run': runs feed->item and those that follow until feed->done answers 0.
+     So what is set up around an item (a lua_pcall, a try) can be set up around many. */
+  void (*run_many)(void *ctx, plua_feed *feed);
 } plua_tasks;
 
 /* ---- pools --------------------------------------------------------------------------------- */

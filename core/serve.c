@@ -6,6 +6,7 @@
    SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio_ext.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -17,7 +18,7 @@
 enum {
   LIVE_MAX = 64,
   ROOM_MIN = 64,
-  CLOCK_EVERY = 16,
+  CLOCK_EVERY = 64,
   CLOCK_FINE_NS = 2000,
   IDLE_MS = 1000,
   WAIT_MS = 100
@@ -34,6 +35,22 @@ struct spill {
   uint32_t sent, done;  /* messages published, and released as last seen */
 };
 
+/* When an item began, for its error's sake: exact where items take long, off by at most
+   CLOCK_EVERY - 1 items of less than CLOCK_FINE_NS each where they are short. */
+struct stopwatch {
+  int64_t since;
+  unsigned left, step;
+};
+
+/* The batch that is run, and the item of it. */
+struct work {
+  plua_feed feed;
+  plua_item item;
+  uint64_t first, cursor;
+  uint32_t seq, k, count;
+  struct stopwatch watch;
+};
+
 struct server {
   plua_out out; /* must be first: 'more' casts back */
   struct team *team;
@@ -46,6 +63,7 @@ struct server {
   unsigned me;
   uint64_t from[LANES], mine;
   uint64_t ran;
+  struct work work;
   const volatile char *ours; /* 1; 0 in a process that an item forked */
   volatile uint64_t running; /* seq and item + 1 of what runs now, as a word; 0: nothing */
   plua_self self;
@@ -201,26 +219,6 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
 
-static void run_one(struct server *s, plua_item *item, uint32_t seq, uint32_t k, int64_t since) {
-  reply_begin(s);
-  s->running = word_make(seq, k + 1, 0);
-  int r = s->team->tasks.run(s->team->tasks.ctx, item, &s->out);
-  s->running = 0;
-  if (!*s->ours) _exit(0); /* an item forked, and this is the copy: it has nothing to say */
-  if (LIKELY(r == 0))
-    reply_publish(s, FRAME_VALUE, k);
-  else
-    say_tail(s, r, now_ns() - since, k);
-  s->ran++;
-}
-
-/* When an item began, for its error's sake: exact where items take long, off by at most
-   CLOCK_EVERY - 1 items of less than CLOCK_FINE_NS each where they are short. */
-struct stopwatch {
-  int64_t since;
-  unsigned left, step;
-};
-
 static void clock_read(struct stopwatch *w) {
   int64_t now = now_ns();
   bool brief = w->step && now - w->since < (int64_t)w->step * CLOCK_FINE_NS;
@@ -233,34 +231,72 @@ static bool spent(const struct server *s) {
   return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
 
-/* Runs a batch. False: this worker must not take another item. */
-static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
+/* Claims the next item of the batch. False: there is none, or this worker must not take it. */
+static bool item_next(struct server *s) {
+  struct work *w = &s->work;
+  int k = spent(s) ? -1 : word_claim(&s->slice->word, &s->mine);
+  if (k < 0) return false;
+  if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
+  if (w->watch.left-- == 0) clock_read(&w->watch);
+  w->count++;
+  FAIL_POINT(W_BEGIN);
+  w->k = (uint32_t)k;
+  w->item.index = w->first + w->k;
+  if (w->cursor) w->cursor = payload_at(s->team, w->cursor, &w->item.data, &w->item.len);
+  reply_begin(s);
+  s->running = word_make(w->seq, w->k + 1, 0);
+  return true;
+}
+
+/* The item that ran has its answer: publishes it and claims the next one. */
+static int item_done(plua_feed *feed, int answer) {
+  struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
+  s->running = 0;
+  if (UNLIKELY(!*s->ours)) _exit(0); /* an item forked, and this is the copy: nothing to say */
+  if (LIKELY(answer == 0))
+    reply_publish(s, FRAME_VALUE, s->work.k);
+  else
+    say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k);
+  s->ran++;
+  return item_next(s);
+}
+
+static void run_items(struct server *s) {
+  const plua_tasks *t = &s->team->tasks;
+  plua_feed *feed = &s->work.feed;
+  if (!item_next(s)) return;
+  if (t->run_many)
+    t->run_many(t->ctx, feed);
+  else
+    while (item_done(feed, t->run(t->ctx, feed->item, feed->out))) continue;
+}
+
+/* Makes the batch in a slot the worker's work. */
+static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   const struct slot *slot = &s->team->view.slot[i];
-  plua_item item = {.job = slot->job, .attempt = slot->attempt, .call_len = slot->call_len};
-  uint64_t first = slot->first, cursor = slot->off, call = slot->call_off;
-  unsigned n = slot->n, count = 0;
+  struct work *w = &s->work;
+  unsigned n = slot->n;
+  *w = (struct work){.seq = seq, .first = slot->first, .cursor = slot->off};
+  w->item = (plua_item){.job = slot->job, .attempt = slot->attempt, .call_len = slot->call_len};
+  w->feed = (plua_feed){&w->item, &s->out, item_done};
+  uint64_t call = slot->call_off;
   if (slot->check != slot_check(slot, seq) || n == 0) _exit(STATUS_BOARD); /* scribbled */
-  if (call) item.call = s->team->base + call;
+  if (call) w->item.call = s->team->base + call;
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
   FAIL_POINT(W_TAKE);
   say(s, FRAME_BEGIN, i, &seq, sizeof seq);
-  struct stopwatch watch = {0};
+}
+
+/* Runs a batch. False: this worker must not take another item. */
+static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
+  work_begin(s, i, seq);
   int64_t start = now_ns();
-  int k;
-  while (!spent(s) && (k = word_claim(&s->slice->word, &s->mine)) >= 0) {
-    if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
-    if (watch.left-- == 0) clock_read(&watch);
-    count++;
-    FAIL_POINT(W_BEGIN);
-    item.index = first + (unsigned)k;
-    if (cursor) cursor = payload_at(s->team, cursor, &item.data, &item.len);
-    run_one(s, &item, seq, (uint32_t)k, watch.since);
-  }
+  run_items(s);
   if (spent(s)) return false; /* the owner sees from the word how far it came */
   int64_t took = now_ns() - start;
   FAIL_POINT(W_END);
-  say(s, FRAME_END, count, &took, sizeof took);
+  say(s, FRAME_END, s->work.count, &took, sizeof took);
   return true;
 }
 

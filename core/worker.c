@@ -287,6 +287,47 @@ void item_ends(struct runner *r, const struct mark *m) {
     random_item(r->L, rt, m->random[0], 0);
 }
 
+struct many {
+  struct runner *r;
+  plua_feed *feed;
+  int (*run)(void *ctx, const plua_item *item, plua_out *out);
+};
+
+/* stack: slots, many */
+static int many_inner(lua_State *L) {
+  struct many *m = lua_touserdata(L, SLOTS + 1);
+  plua_feed *feed = m->feed;
+  lua_settop(L, SLOTS);
+  do m->r->start = (size_t)(feed->out->at - feed->out->begin);
+  while (feed->done(feed, m->run(m->r, feed->item, feed->out)));
+  return 0;
+}
+
+/* An error ends the inner loop: it is the reply of the item that ran, and the loop begins anew. The
+   slots are filled again each time, since the inner ones are what items change. */
+void runner_many(struct runner *r, plua_feed *feed,
+                 int (*run)(void *ctx, const plua_item *item, plua_out *out)) {
+  lua_State *L = r->L;
+  struct many m = {r, feed, run};
+  const struct mark none = {0};
+  int answer;
+  do {
+    lua_pushcfunction(L, many_inner);
+    runner_slots(r);
+    lua_pushlightuserdata(L, &m);
+    r->bare = true;
+    int status = lua_pcall(L, SLOTS + 1, 0, SLOT_HANDLER);
+    r->bare = false;
+    if (status == LUA_OK) return;
+    memory_disarm(r);
+    bool late = stop_disarm(r);
+    item_ends(r, &none);
+    answer = runner_answer(r, status, late, feed->out, r->start, 0);
+    lua_settop(L, SLOTS);
+    memory_settle(r);
+  } while (feed->done(feed, answer));
+}
+
 int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
@@ -295,7 +336,12 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
   random_item(L, r->rt, r->call.seed, index);
   stop_arm(r);
   memory_arm(r);
-  int status = lua_pcall(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, SLOT_HANDLER);
+  int nresults = r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, status = LUA_OK;
+  r->start = start;
+  if (r->bare)
+    lua_call(L, nargs, nresults);
+  else
+    status = lua_pcall(L, nargs, nresults, SLOT_HANDLER);
   memory_disarm(r);
   bool late = stop_disarm(r);
   item_ends(r, &m);

@@ -19,6 +19,7 @@ struct runtime {
   volatile int stop;       /* enum plua_stop: what the process is asked for */
   char mark[48], name[16]; /* of workers: see core.mark; "": none */
   uint64_t *random;        /* the generator behind math.random; NULL: not laid out as we know it */
+  uint64_t seed, mixed;    /* of the item before; what random_item makes of the seed alone */
   int depth;               /* user's functions that plua is calling now, one inside another */
   unsigned epoch;   /* grows when this process becomes a worker: handles made before are inert */
   int worker;       /* our number; 0: not a worker process */
@@ -42,7 +43,7 @@ struct runtime *runtime_of(struct lua_State *L);
 /* Finds the generator's bytes and proves the layout by one known output. May raise (memory). */
 void random_open(struct lua_State *L, struct runtime *rt);
 /* Sets the generator from (seed, index): what an item draws depends on nothing else. */
-void random_item(struct lua_State *L, const struct runtime *rt, uint64_t seed, uint64_t index);
+void random_item(struct lua_State *L, struct runtime *rt, uint64_t seed, uint64_t index);
 /* One draw of 64 bits from the generator as it stands. */
 uint64_t random_draw(struct lua_State *L, const struct runtime *rt);
 
@@ -91,6 +92,8 @@ struct runner {
   struct call call;  /* pools: that of 'job' */
   uint64_t job;      /* pools: whose functions the slots hold; 0: none yet */
   unsigned known;    /* pools: jobs in the table of jobs */
+  bool bare;         /* a lua_pcall stands around many items: runner_many's */
+  size_t start;      /* bare: where the reply of the item that runs begins */
 };
 
 enum slot { SLOT_HANDLER = 1, SLOT_F, SLOT_REDUCE, SLOT_DATA, SLOT_INIT, SLOT_FINISH, SLOT_JOBS };
@@ -103,12 +106,18 @@ enum { CALL_WORDS = 7 };
 plua_tasks once_tasks(struct runner *r);
 plua_tasks pool_tasks(struct runner *r);
 
+/* Pushes what the slots hold. May raise (memory). */
+void runner_slots(struct runner *r);
 /* Fills the slots at the bottom of r->L, which is empty. May raise (memory). */
 void runner_load(struct runner *r);
 
 /* Calls the function on top of the slots with the nargs arguments above it, writes the reply and
    clears the stack down to the slots. Answers what 'run' answers. */
 int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out);
+
+/* Runs items by 'run' inside one lua_pcall, until there is none or one raises an error. */
+void runner_many(struct runner *r, plua_feed *feed,
+                 int (*run)(void *ctx, const plua_item *item, plua_out *out));
 
 /* Writes an error that no function raised; clears the stack down to the slots. */
 int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message);

@@ -182,9 +182,13 @@ static int once_run(void *ctx, const plua_item *item, plua_out *out) {
   return run_one(ctx, item, out);
 }
 
+static void once_many(void *ctx, plua_feed *feed) {
+  runner_many(ctx, feed, once_run);
+}
+
 plua_tasks once_tasks(struct runner *r) {
-  return (plua_tasks){sizeof(plua_tasks), r,       runner_guard, runner_enter, once_run,
-                      runner_leave,       stop_now};
+  return (plua_tasks){sizeof(plua_tasks), r,        runner_guard, runner_enter, once_run,
+                      runner_leave,       stop_now, once_many};
 }
 
 /* ---- pools ---------------------------------------------------------------------------------- */
@@ -278,7 +282,11 @@ static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
   return run_one(r, item, out);
 }
 
+static void pool_many(void *ctx, plua_feed *feed) {
+  runner_many(ctx, feed, pool_run);
+}
+
 plua_tasks pool_tasks(struct runner *r) {
-  return (plua_tasks){sizeof(plua_tasks), r,       runner_guard, runner_enter, pool_run,
-                      runner_leave,       stop_now};
+  return (plua_tasks){sizeof(plua_tasks), r,        runner_guard, runner_enter, pool_run,
+                      runner_leave,       stop_now, pool_many};
 }

@@ -14,13 +14,18 @@
 #include "codec.h"
 #include "worker.h"
 
-void runner_load(struct runner *r) {
+void runner_slots(struct runner *r) {
   lua_State *L = r->L;
   luaL_checkstack(L, LUA_MINSTACK + SLOTS, NULL);
   lua_pushcfunction(L, runner_handler);
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->keep);
-  for (int slot = SLOT_F; slot <= SLOTS; slot++) lua_rawgeti(L, 2, slot);
-  lua_remove(L, 2);
+  int keep = lua_gettop(L);
+  for (int slot = SLOT_F; slot <= SLOTS; slot++) lua_rawgeti(L, keep, slot);
+  lua_remove(L, keep);
+}
+
+void runner_load(struct runner *r) {
+  runner_slots(r);
 }
 
 /* ---- the guard ------------------------------------------------------------------------------ */

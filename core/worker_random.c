@@ -7,6 +7,7 @@
 #include <lua.h>
 #include <string.h>
 
+#include "base.h"
 #include "worker.h"
 
 enum { WORDS = 4 };
@@ -50,6 +51,8 @@ static bool proved(lua_State *L, uint64_t *state) {
 
 void random_open(lua_State *L, struct runtime *rt) {
   rt->random = NULL;
+  rt->seed = 0;
+  rt->mixed = mix(0x9e3779b97f4a7c15u);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   if (lua_getfield(L, -1, "math") != LUA_TTABLE) {
     lua_pop(L, 2);
@@ -69,11 +72,19 @@ void random_open(lua_State *L, struct runtime *rt) {
   lua_pop(L, 2);
 }
 
-void random_item(lua_State *L, const struct runtime *rt, uint64_t seed, uint64_t index) {
+void random_item(lua_State *L, struct runtime *rt, uint64_t seed, uint64_t index) {
   const uint64_t golden = 0x9e3779b97f4a7c15u;
-  uint64_t x = mix(mix(seed + golden) ^ ((index + 1) * 0xd1342543de82ef95u));
-  if (rt->random) {
-    for (int i = 0; i < WORDS; i++) rt->random[i] = mix(x += golden);
+  if (UNLIKELY(seed != rt->seed)) {
+    rt->seed = seed;
+    rt->mixed = mix(seed + golden);
+  }
+  uint64_t x = mix(rt->mixed ^ ((index + 1) * 0xd1342543de82ef95u));
+  if (LIKELY(rt->random != NULL)) {
+    uint64_t *state = rt->random;
+    state[0] = mix(x + golden);
+    state[1] = mix(x + 2 * golden);
+    state[2] = mix(x + 3 * golden);
+    state[3] = mix(x + 4 * golden);
     return;
   }
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &seed_key) == LUA_TFUNCTION) {
