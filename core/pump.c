@@ -174,7 +174,7 @@ static int fail_boot(struct plua_pool *p, const struct link_event *l, plua_event
 static void batch_freed(struct plua_pool *p, unsigned slot, uint64_t job) {
   p->link->ops->release(p->link, slot);
   if (UNLIKELY(!sched_known(p->sched, job))) pool_tidy(p, job);
-  if (sched_waiting(p->sched)) pool_post(p);
+  if (sched_due(p->sched)) pool_post(p);
 }
 
 /* Results of l->n items in a row. */

@@ -113,6 +113,10 @@ bool sched_waiting(const struct sched *s);     /* items wait for a slot */
 uint64_t sched_pending(const struct sched *s); /* items without an outcome */
 uint64_t sched_given(const struct sched *s);   /* those of them that are out */
 unsigned sched_unbegun(const struct sched *s); /* batches out that no worker has begun */
+/* Whether items wait and so many slots are free that filling them is worth a wake-up: several while
+   workers run out of batches, many while they have enough. When nothing else is to be done, filling
+   any is. */
+bool sched_due(const struct sched *s);
 struct sched_counts sched_counts(const struct sched *s);
 /* The number of workers that share the work: batches are cut so that each gets some. */
 void sched_team(struct sched *s, unsigned workers);
