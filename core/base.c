@@ -51,6 +51,13 @@ int fd_above_stdio(int fd) {
   return err;
 }
 
+/* What malloc does before it serves a large block. One that it would map is too large. */
+void heap_sort(void) {
+  enum { LARGE = 20000 };
+  void *volatile block = malloc(LARGE);
+  free(block);
+}
+
 int grow(void **array, size_t *cap, size_t need, size_t element) {
   if (need <= *cap) return 0;
   size_t want = *cap ? *cap : 16;

@@ -42,6 +42,10 @@ ssize_t read_all(int fd, void *bytes, size_t len);
    closed standard streams never finds ours in their place. Negative passes; else fd or -errno. */
 int fd_above_stdio(int fd);
 
+/* Has malloc put freed blocks in order now: each process forked from here would do it at its first
+   call of malloc, and copy the pages that they lie in. */
+void heap_sort(void);
+
 /* Room for at least 'need' elements in a growing array. 0 or -ENOMEM, the array then as it was. */
 int grow(void **array, size_t *cap, size_t need, size_t element);
 

@@ -233,7 +233,7 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   e->status = p->status;
   e->code = p->broken ? PLUA_EPROTO : 0;
   forget_peer(l, p);
-  local_heal(l, p->broken);
+  if (p->broken || p->signal || p->status) local_heal(l, p->broken);
   return 1;
 }
 

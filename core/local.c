@@ -58,6 +58,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
 
 static void local_flush(struct link *link) {
   struct local *l = self(link);
+  l->alone = false;
   FAIL_POINT(P_BELL);
   if (l->fresh) board_wake(&l->team.view, (int)l->fresh);
   l->fresh = 0;
@@ -157,7 +158,9 @@ static int local_start(struct link *link, int number) {
   if (number < 0 || w >= l->team.cap) return PLUA_EARG;
   struct peer *p = &l->peer[w];
   if (p->state != P_NONE) IMPOSSIBLE("worker started twice");
-  if (proc_threads() > 1) return PLUA_ETHREADS;
+  if (!l->alone && proc_threads() > 1) return PLUA_ETHREADS;
+  if (!l->alone) heap_sort();
+  l->alone = true;
   slice_make(l, w);
   int err = 0;
   if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) err = spare_make(l);

@@ -62,6 +62,7 @@ struct local {
   struct ring_frame frame;
   bool lent_spill;
   bool closed;        /* what the board should say */
+  bool alone;         /* this process had no other thread, and nobody else's code ran since */
   int64_t garbage_ns; /* when the board was found spoilt; 0: it is not */
   int64_t healthy_ns; /* when the board was last found sane */
   unsigned frames;    /* told since descriptors were looked at */

@@ -158,19 +158,25 @@ void proc_child(pid_t parent, const struct proc_signals *s) {
 }
 
 /* Without close_range (Linux before 5.9): the descriptors that /proc lists. */
-static void close_listed(int keep) {
+static void close_listed(int keep, int also) {
   DIR *d = opendir("/proc/self/fd");
   if (!d) return;
   for (struct dirent *e; (e = readdir(d));) {
     int fd = atoi(e->d_name);
-    if (fd > 2 && fd != keep && fd != dirfd(d)) close(fd);
+    if (fd > 2 && fd != keep && fd != also && fd != dirfd(d)) close(fd);
   }
   closedir(d);
 }
 
-void proc_close_others(int keep) {
-  int err = 0;
-  if (keep > 3) err |= (int)syscall(SYS_close_range, 3u, (unsigned)keep - 1, 0u);
-  err |= (int)syscall(SYS_close_range, keep > 2 ? (unsigned)keep + 1 : 3u, ~0u, 0u);
-  if (err) close_listed(keep);
+/* Closes those in [low, end). */
+static int close_span(int low, int end) {
+  return low < end ? (int)syscall(SYS_close_range, (unsigned)low, (unsigned)end - 1, 0u) : 0;
+}
+
+void proc_close_others(int keep, int also) {
+  int low = keep < also ? keep : also, high = keep < also ? also : keep;
+  int err = close_span(3, low);
+  err |= close_span(low < 3 ? 3 : low + 1, high);
+  err |= (int)syscall(SYS_close_range, high < 3 ? 3u : (unsigned)high + 1, ~0u, 0u);
+  if (err) close_listed(keep, also);
 }

@@ -38,7 +38,7 @@ struct spill {
 /* When an item began, for its error's sake: exact where items take long, off by at most
    CLOCK_EVERY - 1 items of less than CLOCK_FINE_NS each where they are short. */
 struct stopwatch {
-  int64_t since;
+  int64_t first, since; /* first: when the batch's first item began */
   unsigned left, step;
 };
 
@@ -221,6 +221,7 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
 
 static void clock_read(struct stopwatch *w) {
   int64_t now = now_ns();
+  if (!w->step) w->first = now;
   bool brief = w->step && now - w->since < (int64_t)w->step * CLOCK_FINE_NS;
   w->step = brief ? CLOCK_EVERY : 1;
   w->left = w->step - 1;
@@ -291,10 +292,9 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
 /* Runs a batch. False: this worker must not take another item. */
 static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
   work_begin(s, i, seq);
-  int64_t start = now_ns();
   run_items(s);
   if (spent(s)) return false; /* the owner sees from the word how far it came */
-  int64_t took = now_ns() - start;
+  int64_t took = s->work.count ? now_ns() - s->work.watch.first : 0;
   FAIL_POINT(W_END);
   say(s, FRAME_END, s->work.count, &took, sizeof took);
   return true;
@@ -383,14 +383,6 @@ static void listen(struct server *s) {
   if (s->team->tasks.interrupt) sigaction(SIGURG, &a, NULL);
 }
 
-static void unmap_others(struct team *t, unsigned w) {
-  unsigned char *slices = t->base + t->slices_off, *own = slices + (size_t)w * t->stride;
-  unsigned char *after = own + t->stride, *end = t->base + t->total;
-  if (own > slices) munmap(slices, (size_t)(own - slices));
-  if (end > after) munmap(after, (size_t)(end - after));
-  mprotect(t->base + t->payload_off, t->payload_len, PROT_READ);
-}
-
 static const volatile char *mark_process(void) {
   char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0) _exit(STATUS_GUARD);
@@ -409,7 +401,7 @@ static void offer_to_oom(void) {
 
 static void close_ours(const struct team *t) {
   if (!(t->flags & PLUA_KEEP_FDS)) {
-    proc_close_others(t->bell_fd);
+    proc_close_others(t->bell_fd, -1);
     return;
   }
   close(t->epoll_fd);
@@ -421,11 +413,11 @@ _Noreturn void serve(struct team *t, unsigned w) {
   struct server *s = &server;
   FAIL_POINT(W_BOOT);
   proc_child(t->owner, &t->signals);
+  if (team_enter(t, w) < 0) _exit(STATUS_BOARD);
   close_ours(t);
   on_exit(leave_at_once, NULL);
   __fpurge(stdin);
   offer_to_oom();
-  unmap_others(t, w);
   *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = mark_process()};
   s->out.more = more;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};

@@ -41,9 +41,26 @@ static int map(struct team *t) {
                    0);
     if (t->base == MAP_FAILED) continue;
     madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
+    /* Who is forked gets the board only. */
+    madvise(t->base + t->payload_off, t->total - t->payload_off, MADV_DONTFORK);
     return 0;
   }
   return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
+}
+
+/* Maps an area of the file where it lies in the owner. */
+static int map_area(const struct team *t, size_t off, size_t len, int prot) {
+  void *at = mmap(t->base + off, len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, t->memory_fd,
+                  (off_t)off);
+  if (at != t->base + off) return -ENOMEM;
+  madvise(at, len, MADV_DONTDUMP);
+  return 0;
+}
+
+int team_enter(const struct team *t, unsigned w) {
+  int err = map_area(t, t->payload_off, t->payload_len, PROT_READ);
+  if (err) return err;
+  return map_area(t, t->slices_off + (size_t)w * t->stride, t->stride, PROT_READ | PROT_WRITE);
 }
 
 static int open_fd(int fd, int *out) {

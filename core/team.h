@@ -78,6 +78,10 @@ static inline size_t team_spill(const struct team *t, unsigned w) {
 int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
 void team_close(struct team *t);
 
+/* In a process forked by the owner, which has the board only: maps the payload area, to be read,
+   and the slice of worker w. 0 or a negated errno. */
+int team_enter(const struct team *t, unsigned w);
+
 /* spare.c: an idle copy of the owner, from which workers are made later. */
 _Noreturn void spare_serve(struct team *t);
 /* Owner: has the spare make worker w. Its pid, or a negative code when the spare cannot. */

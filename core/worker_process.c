@@ -5,7 +5,6 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <stdio.h>
-#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -91,15 +90,24 @@ static int os_exit(lua_State *L) {
   leave_now(status);
 }
 
-/* Numeric libraries start a thread a core in each process unless they are told otherwise. */
+/* Numeric libraries start a thread a core in each process unless they are told otherwise. The
+   strings live as long as this process, which is a worker and nothing else. */
 static void limit_threads(int cores) {
-  static const char *const names[] = {
-    "OMP_NUM_THREADS",        "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",   "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",  "NUMBA_NUM_THREADS",
+  static char limits[][28] = {
+    "OMP_NUM_THREADS=",        "OPENBLAS_NUM_THREADS=", "MKL_NUM_THREADS=",   "BLIS_NUM_THREADS=",
+    "VECLIB_MAXIMUM_THREADS=", "NUMEXPR_NUM_THREADS=",  "NUMBA_NUM_THREADS=",
   };
-  char text[16];
-  snprintf(text, sizeof text, "%d", cores > 1 ? cores : 1);
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) setenv(names[i], text, 0);
+  char digits[4] = "";
+  int n = cores < 1 ? 1 : cores > 999 ? 999 : cores, at = n > 99 ? 3 : n > 9 ? 2 : 1;
+  for (; at > 0; n /= 10) digits[--at] = (char)('0' + n % 10);
+  for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+    char *equals = strchr(limits[i], '=');
+    *equals = '\0';
+    bool set = getenv(limits[i]) != NULL;
+    *equals = '=';
+    strcpy(equals + 1, digits);
+    if (!set) putenv(limits[i]);
+  }
 }
 
 /* So that what items start can be told from what the caller starts. */
@@ -120,7 +128,6 @@ static void become_process(struct runner *r, const plua_self *self) {
   limit_threads(r->cores);
   r->spent = self->spent;
   output_open(L);
-  __fpurge(stdin);        /* what the parent had read ahead is the parent's */
   on_exit(at_exit, NULL); /* a C library that calls exit() */
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   if (lua_getfield(L, -1, "os") == LUA_TTABLE) {
