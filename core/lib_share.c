@@ -67,6 +67,13 @@ static void make_room(lua_State *L, size_t heap) {
   if (running) lua_gc(L, LUA_GCRESTART);
 }
 
+/* glibc's malloc joins small free blocks when it is asked for a large one, and so writes all over
+   memory where a script has left many: here, once, and not in each worker that calls it from C. */
+static void join_free_blocks(void) {
+  void *volatile block = malloc(4096);
+  free(block);
+}
+
 /* ---- before a fork -------------------------------------------------------------------------- */
 
 /* Whether the heap is much as it was after the last whole collection, and collecting it costs. */
@@ -91,6 +98,7 @@ void share_begin(lua_State *L, struct handle *h) {
     }
     rt->heap = heap;
   }
+  if (rt->heap >= LARGE) join_free_blocks();
   h->runner.generational = true;
   if (!h->sharing) rt->sharing++;
   h->sharing = true;
