@@ -174,8 +174,10 @@ static void read_call(lua_State *L, struct runner *r) {
 }
 
 static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, int workers) {
-  plua_options options = {
-    .size = sizeof options, .workers = workers, .max_tasks = (uint64_t)field(L, "max_tasks", 0)};
+  plua_options options = {.size = sizeof options,
+                          .workers = workers,
+                          .max_tasks = (uint64_t)field(L, "max_tasks", 0),
+                          .max_rss = (uint64_t)field(L, "max_rss", 0)};
   lua_getfield(L, 2, "spare");
   options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0);
   lua_pop(L, 1);
@@ -188,8 +190,8 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
   return plua_open(&h->pool, &options, tasks);
 }
 
-/* core.open(spec) -> handle. spec: once, workers, max_tasks, spare, cores, init, finish; with once
-   also f, reduce, data, mode, source, seed, count, timed. */
+/* core.open(spec) -> handle. spec: once, workers, max_tasks, max_rss, memory, spare, cores, init,
+   finish; with once also f, reduce, data, mode, source, seed, count, timed. */
 static int open_handle(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);

@@ -14,9 +14,10 @@
 
 /* A heap whose collections are worth saving. */
 #define LARGE ((size_t)4 << 20)
-/* Garbage that a worker makes between two collections (worker_memory.c), and a short string. */
-#define YOUNG_MAX ((size_t)8 << 20)
-#define STRING 64
+/* Room for strings that a worker finds: one for so many bytes of the heap, and no more than that.
+   To look for more costs more than the collection. */
+#define ROOM_BYTES 1024
+#define ROOM_MAX 32768
 
 static size_t heap_size(lua_State *L) {
   return ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + (size_t)lua_gc(L, LUA_GCCOUNTB);
@@ -41,25 +42,25 @@ static void *watch(void *ud, void *block, size_t osize, size_t nsize) {
 static int make_strings(lua_State *L) {
   const struct watch *w = lua_touserdata(L, 1);
   lua_Integer n = lua_tointeger(L, 2);
-  char text[32] = "plua: room for strings \0";
+  char text[16] = "........ plua: ";
   for (lua_Integer i = 0; i < n && !w->grown; i++) {
-    memcpy(text + 24, &i, sizeof i);
+    memcpy(text, &i, sizeof i); /* in front: the hash spreads these best */
     lua_pushlstring(L, text, sizeof text);
     lua_pop(L, 1);
   }
   return 0;
 }
 
-/* A table of strings that grows links each string anew, and so unshares them all: one that has not
-   room for the strings that a worker makes between two collections grows here. */
+/* A table of strings that grows links each string anew, and so unshares them all: one that is
+   nearly full grows here. */
 static void make_room(lua_State *L, size_t heap) {
   struct watch w = {.grown = false};
-  size_t young = heap / 5 < YOUNG_MAX ? heap / 5 : YOUNG_MAX;
+  size_t room = heap / ROOM_BYTES;
   bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
   lua_gc(L, LUA_GCSTOP);
   lua_pushcfunction(L, make_strings);
   lua_pushlightuserdata(L, &w);
-  lua_pushinteger(L, (lua_Integer)(young / STRING));
+  lua_pushinteger(L, room < ROOM_MAX ? (lua_Integer)room : ROOM_MAX);
   w.alloc = lua_getallocf(L, &w.ud);
   lua_setallocf(L, watch, &w);
   if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1); /* no memory: workers are dearer then */
@@ -82,15 +83,23 @@ static bool same(lua_State *L, const struct runtime *rt) {
   return heap >= LARGE && heap <= rt->heap + rt->heap / 10;
 }
 
+/* Has the heap collected by generations. True: that took a whole collection, as it does from the
+   other mode and, by Lua's own rules, after a time in which little was found. */
+static bool enter(lua_State *L, struct runtime *rt) {
+  lua_newuserdatauv(L, 256, 0); /* it vanishes if all garbage does */
+  lua_pop(L, 1);
+  size_t before = heap_size(L);
+  if (lua_gc(L, LUA_GCGEN, 0, 0) == LUA_GCINC) rt->restore = true;
+  return heap_size(L) < before;
+}
+
 void share_begin(lua_State *L, struct handle *h) {
   struct runtime *rt = h->rt;
   luaL_checkstack(L, 4, NULL);
-  int before = lua_gc(L, LUA_GCGEN, 0, 0); /* from the other mode: a whole collection */
-  if (before < 0) return;                  /* inside a finaliser: the collector rests */
-  if (before == LUA_GCINC) rt->restore = true;
+  bool whole = enter(L, rt);
   lua_gc(L, LUA_GCSTEP, 0); /* a young one; runs finalisers */
-  if (before == LUA_GCINC || !same(L, rt)) {
-    if (before != LUA_GCINC) lua_gc(L, LUA_GCCOLLECT);
+  if (whole || !same(L, rt)) {
+    if (!whole) lua_gc(L, LUA_GCCOLLECT);
     size_t heap = heap_size(L);
     if (heap >= LARGE) {
       make_room(L, heap);

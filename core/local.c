@@ -493,6 +493,7 @@ int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks
   l->team.tasks = *tasks;
   l->team.flags = o->flags;
   l->team.max_tasks = o->max_tasks;
+  l->team.max_rss = o->max_rss;
   proc_signals_read(&l->team.signals);
   l->peer = calloc(cap, sizeof *l->peer);
   l->live = calloc(cap, sizeof *l->live);

@@ -150,6 +150,9 @@ typedef struct plua_options {
   uint64_t max_tasks; /* a worker is replaced after so many items; 0: never */
   size_t ring;        /* bytes of a worker's result ring; 0: chosen */
   unsigned slots;     /* batches that can lie ready or run at once; 0: chosen */
+  uint64_t max_rss;   /* a worker whose resident memory, what it shares with the owner included, is
+                         above so many bytes is replaced between two items; one that starts that
+                         large, when it has grown by a tenth of it. 0: never */
 } plua_options;
 
 /* Opens a pool; forks nothing yet: the first plua_next answers PLUA_FORK. 'tasks' is copied. On

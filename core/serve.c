@@ -21,6 +21,7 @@ enum {
   CLOCK_EVERY = 64,
   CLOCK_FINE_NS = 2000,
   IDLE_MS = 1000,
+  RSS_EVERY_NS = 5000000,
   WAIT_MS = 100
 };
 #define SPILL_SOFT \
@@ -57,9 +58,11 @@ struct server {
   struct slice *slice;
   struct ring ring;
   struct spill spill;
-  bool spilled; /* the message under way lies in the spill area */
-  bool deaf;    /* the doorbell cannot be rung: leave after publishing */
-  int worn;     /* the tasks want this process replaced */
+  bool spilled;       /* the message under way lies in the spill area */
+  bool deaf;          /* the doorbell cannot be rung: leave after publishing */
+  int worn;           /* this process shall be replaced */
+  uint64_t rss_limit; /* 0: none */
+  int64_t rss_ns;     /* when it was last looked at */
   unsigned me;
   uint64_t from[LANES], mine;
   uint64_t ran;
@@ -228,6 +231,32 @@ static void clock_read(struct stopwatch *w) {
   w->since = now;
 }
 
+/* Bytes of memory that this process maps and that are there; 0: not to be known. */
+static uint64_t resident(void) {
+  char text[128];
+  unsigned long total, pages;
+  int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  ssize_t n = read_all(fd, text, sizeof text - 1);
+  close(fd);
+  if (n <= 0) return 0;
+  text[n] = '\0';
+  return sscanf(text, "%lu %lu", &total, &pages) == 2 ? (uint64_t)pages * 4096 : 0;
+}
+
+/* An owner that is large itself makes workers that are: they may grow a little all the same. */
+static void rss_begin(struct server *s) {
+  uint64_t most = s->team->max_rss, now = most ? resident() : 0;
+  s->rss_limit = now > most - most / 10 ? now + most / 10 : most;
+}
+
+static void rss_check(struct server *s) {
+  int64_t now = now_ns();
+  if (now - s->rss_ns < RSS_EVERY_NS) return;
+  s->rss_ns = now;
+  if (resident() > s->rss_limit) s->worn = 1;
+}
+
 static bool spent(const struct server *s) {
   return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
@@ -259,6 +288,7 @@ static int item_done(plua_feed *feed, int answer) {
   else
     say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k);
   s->ran++;
+  if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
   return item_next(s);
 }
 
@@ -424,6 +454,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
   listen(s);
+  rss_begin(s);
   wait_for_go(s);
   FAIL_POINT(W_GO);
   if (t->tasks.guard)

@@ -37,7 +37,7 @@ struct team {
   struct proc_signals signals;
   plua_tasks tasks;
   unsigned flags;
-  uint64_t max_tasks;
+  uint64_t max_tasks, max_rss;
   uint32_t asks;   /* requests to the spare so far */
   uint64_t secret; /* known to the team's processes, not to who scribbles on the board */
 };

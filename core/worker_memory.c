@@ -229,6 +229,10 @@ bool memory_failed(lua_State *L, int status) {
 /* 64M, 1.5G: as the option is written. */
 static const char *human(char *text, size_t size, size_t bytes) {
   static const char units[] = "KMGT";
+  if (bytes < 1024) {
+    snprintf(text, size, "%zu bytes", bytes);
+    return text;
+  }
   double n = (double)bytes / 1024;
   unsigned u = 0;
   for (; n >= 1024 && u < 3; u++) n /= 1024;

@@ -45,6 +45,7 @@ describe("an option", function()
       workers = { -1, 1.5, "many", "0%", true, 65001 }, chunksize = { 0, "big", 70000 },
       retries = { -1, "2" }, timeout = { 0, "1" }, on_error = { "ignore", 1 },
       init = { "f" }, finish = { {} },
+      memory = { 0, "1", "10X", "M", 1000, -1, true, "64KB" }, max_rss = { 0, "9E", {} },
       max_tasks_per_child = { 0 }, seed = { 0.5, "x" }, nested = { 1 },
     } do
       for _, value in ipairs(values) do
@@ -166,8 +167,8 @@ end)
 
 describe("names", function()
   it("are listed in order, and compared", function()
-    assert.same({ "chunksize", "finish", "init", "max_tasks_per_child", "nested", "on_error",
-      "retries", "seed", "timeout", "workers" }, options.names)
+    assert.same({ "chunksize", "finish", "init", "max_rss", "max_tasks_per_child", "memory",
+      "nested", "on_error", "retries", "seed", "timeout", "workers" }, options.names)
     assert.equal("retries", options.nearest("retry", options.names))
     assert.is_nil(options.nearest("x", {}))
   end)

@@ -28,6 +28,8 @@ Defaults for every parallel call of the script (--name value or --name=value):
   --retries N                how often a failed item is run again; else 1 after a crash
   --timeout S                seconds that an item may run; 0.5 is fine
   --on-error raise|collect   stop at the first item that fails, or go on and report all
+  --memory SIZE              what a worker may use of its own: 512M, 2G
+  --max-rss SIZE             replace a worker that is larger between two items
   --max-tasks-per-child N    replace a worker after N items
   --seed N                   start of the random numbers that items draw
   --nested                   calls inside a worker get workers of their own

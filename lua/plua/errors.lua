@@ -11,15 +11,16 @@ local M <const> = {}
 --- `tostring(err)` is what a person needs: what, which item, where, the worker's traceback.
 --
 -- The kinds: "error" the function raised; "crash" a signal ended its worker; "exit" its worker
--- exited; "timeout" it ran, or was waited for, too long; "memory" a limit on it was reached;
--- "cancelled" it was taken back; "encode" a value cannot cross; "init" workers cannot start; "lost"
--- it has no outcome, as its pool ended.
+-- exited; "timeout" it ran, or was waited for, too long; "memory" there was no more,
+-- or no more within its limit; "cancelled" it was taken back; "encode" a value cannot cross; "init"
+-- workers cannot start; "lost" it has no outcome, as its pool ended.
 ---@class plua.Error
 ---@field kind "error"|"crash"|"exit"|"timeout"|"memory"|"cancelled"|"encode"|"init"|"lost"
 ---@field message string   what happened, in a sentence
 ---@field value any        what the function raised, where it can cross; else its text
 ---@field traceback? string  the worker's, without frames of plua
----@field where? string    file:line of the innermost Lua function that ran; of what could not be
+---@field where? string    file:line of the innermost Lua function that ran; where memory ran out in
+---  a coroutine, of what resumed it; of what could not be
 ---  sent to a worker, of the call
 ---@field call? string     of what could not be sent: by which call, "pool:map"
 ---@field index? integer   the item's place in the data, from 1
@@ -308,6 +309,9 @@ end
 -- Messages of these kinds name the item by themselves, and of those who lost their worker, it.
 local WHOLE <const> = { crash = true, exit = true, cancelled = true, timeout = true }
 
+-- What happened at the place that an error names.
+local VERB <const> = { timeout = "stuck", memory = "wanted" }
+
 -- ---- reading ----------------------------------------------------------------------------------
 
 -- What can be done about a value that cannot cross, by what the codec calls it.
@@ -354,7 +358,7 @@ function Error.__tostring(err)
   if err.kind == "init" then parts[1] = "init: " .. err.message end
   local where <const> = err.where
   if where and not err.message:find(where, 1, true) then
-    local verb <const> = err.kind == "timeout" and "stuck" or "raised"
+    local verb <const> = VERB[err.kind] or "raised"
     parts[1] = ("%s (%s at %s)"):format(parts[1], verb, where)
   end
   if not WHOLE[err.kind] or err.kind == "timeout" and not err.signal then

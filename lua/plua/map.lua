@@ -64,6 +64,7 @@ local function begin(call)
   local from <const>, inherited <const> = source_of(call.source)
   local fine <const>, handle <const> = pcall(core.open, {
     once = true, workers = workers, cores = cores, max_tasks = opts.max_tasks_per_child,
+    memory = opts.memory, max_rss = opts.max_rss,
     spare = call.window or type(opts.on_error) == "function",
     init = opts.init, finish = opts.finish, timed = opts.timeout ~= nil,
     f = call.f, reduce = call.reduce, data = inherited,

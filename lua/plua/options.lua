@@ -9,7 +9,7 @@ local M <const> = {}
 
 --- The same names in calls, in the table of a job and, as --name value, on the command line. A name
 -- that does not exist is an error that offers the nearest one; so is a value of the wrong kind.
--- Those given to plua.pool are the defaults of calls on it; workers, init, finish,
+-- Those given to plua.pool are the defaults of calls on it; workers, init, finish, memory, max_rss,
 -- max_tasks_per_child and nested belong to the pool alone.
 ---@class plua.Options
 ---@field workers? integer|string  how many processes, up to 65000; a share of the cores such as
@@ -30,6 +30,15 @@ local M <const> = {}
 ---  function: is called with each error, by the caller; what it returns is the result
 ---@field init? fun()  runs once in each worker, before its first item. Default: none
 ---@field finish? fun()  runs once in each worker that leaves in peace, last. Default: none
+---@field memory? integer|string  how much a worker may use of its own, in bytes or as "512M" (K, M,
+---  G or T: times 1024), at least "64K"; what it inherits does not count. Lua's memory beyond that
+---  is refused: the item fails with an error of kind "memory". The worker goes on, or is replaced
+---  where it stays nearly full. What C code maps is limited too (RLIMIT_DATA), together with Lua's;
+---  C code that takes a refusal badly crashes its worker. Does nothing with workers = 0, whose
+---  memory is the caller's. Default: no limit
+---@field max_rss? integer|string  between two items, a worker whose resident memory is above this
+---  is replaced; what it shares with its parent counts. One that starts that large is replaced when
+---  it has grown by a tenth of this. Written as memory is. Default: never
 ---@field max_tasks_per_child? integer  a worker is replaced after so many items, 1 or more.
 ---  Default: never
 ---@field seed? integer  where the random numbers that items draw begin: math.random is seeded anew
@@ -72,10 +81,26 @@ local function on_error(value)
   if value == "raise" or value == "collect" or type(value) == "function" then return value end
 end
 
+local UNITS <const> = { [""] = 1, K = 1 << 10, M = 1 << 20, G = 1 << 30, T = 1 << 40 }
+local LEAST <const>, MOST <const> = 1 << 16, 1 << 60
+
+-- Bytes, or a number with a unit: "1.5G".
+local function bytes(value)
+  local n, unit = value, ""
+  if type(value) == "string" then
+    n, unit = value:match("^%s*(%d+%.?%d*)%s*([KMGTkmgt]?)%s*$")
+    n = tonumber(n)
+  end
+  if type(n) ~= "number" then return nil end
+  local all <const> = n * UNITS[unit:upper()]
+  if all >= LEAST and all <= MOST then return math.tointeger(all // 1) end
+end
+
 local function seconds(value)
   if type(value) == "number" and value > 0 then return value end -- NaN is not
 end
 
+local SIZE <const> = "a number of bytes or one with a unit such as \"512M\", at least \"64K\""
 local INTEGER <const> = integer(math.mininteger, math.maxinteger)
 
 -- name -> { what turns a value into the option's or nil, what it may be, only for teams }
@@ -88,6 +113,8 @@ local OPTIONS <const> = {
   init = { of_type("function"), "a function", true },
   finish = { of_type("function"), "a function", true },
   max_tasks_per_child = { integer(1, math.maxinteger), "a whole number, 1 or more", true },
+  memory = { bytes, SIZE, true },
+  max_rss = { bytes, SIZE, true },
   seed = { INTEGER, "a whole number" },
   nested = { of_type("boolean"), "true or false", true },
 }

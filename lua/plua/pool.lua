@@ -429,6 +429,7 @@ function M.open(opts)
   local workers <const>, cores <const> = team_size(given)
   local fine <const>, handle <const> = pcall(core.open, {
     once = false, workers = workers, cores = cores, spare = true, seed = 0,
+    memory = given.memory, max_rss = given.max_rss,
     max_tasks = given.max_tasks_per_child, init = given.init, finish = given.finish,
   })
   if not fine then errors.not_opened(handle, workers) end
