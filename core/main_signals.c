@@ -84,7 +84,10 @@ static void on_hook(lua_State *L, lua_Debug *ar) {
   } else {
     return;
   }
-  luaL_error(L, "interrupted!");
+  luaL_where(L, 0);
+  lua_pushliteral(L, "interrupted!");
+  lua_concat(L, 2);
+  lua_error(L);
 }
 
 static void set_hook(void) {
@@ -151,6 +154,7 @@ static void on_tick(int sig) {
 /* The second one ends the process, and with it the workers. */
 static void on_interrupt(int sig) {
   now.by = sig;
+  now.since_ms = clock_ms();
   signal(sig, SIG_DFL);
   stop_now();
 }
