@@ -90,6 +90,64 @@ describe("a parent that is killed by SIGKILL", function()
   end
 end)
 
+describe("a parent that is killed early or late", function()
+  helper.guard()
+
+  -- Starts the command; answers it when the file it leaves traces in has so many bytes.
+  local function start(text, trace, bytes, env)
+    local script <const> = helper.script(text)
+    os.execute(("env LUA_CPATH='%s/kit/?.so;' %s %s %s </dev/null >%s.out 2>&1 & echo $! >%s.pid")
+      :format(helper.build, env or "", helper.plua, script, script, script))
+    local parent <const> = math.tointeger(helper.read(script .. ".pid"))
+    local begun <const> = helper.wait(function() return #(helper.read(trace) or "") >= bytes end)
+    local pids <const> = helper.children(parent)
+    kit.kill(parent, 9)
+    assert(begun, helper.read(script .. ".out"))
+    return pids
+  end
+
+  local function gone(pids, seconds)
+    for _, pid in ipairs(pids) do
+      local ended <const> = helper.wait(function() return not helper.alive(pid) end, seconds)
+      if not ended then kit.kill(pid, 9) end
+      assert(ended, "a process outlives its parent")
+    end
+  end
+
+  if helper.san == "" then
+    it("leaves no process that was just forked, and had not yet asked to die with it", function()
+      local trace <const> = helper.tmp() .. "/trace"
+      local pids <const> = start([[
+        local plua = require "plua"
+        for _ in plua.imap(function() while true do end end, { 1, 2 }, { workers = 2 }) do end
+      ]], trace, 1, ("LATE_MS=300 LATE_TRACE=%s LD_PRELOAD=%s/preload/lateprctl.so"):format(trace,
+        helper.build))
+      assert(#pids >= 1)
+      gone(pids, 1.3)
+    end)
+  end
+
+  for name, deed in pairs {
+    spins = "kit.spin()", ["blocks all signals"] = "kit.blocksigs() kit.spin()",
+    ["is stopped"] = "kit.raise(19)",
+  } do
+    it(("leaves no replacement that %s, and no spare"):format(name), function()
+      local trace <const> = helper.tmp() .. "/trace"
+      local pids <const> = start(([[
+        local plua, kit = require "plua", require "crashkit"
+        for _ in plua.imap(function()
+          if plua.worker().attempt == 1 then kit.raise(9) end
+          local file <close> = io.open(%q, "a")
+          file:setvbuf("no")
+          file:write("x")
+          %s
+        end, { 1, 2 }, { workers = 2, retries = 1 }) do end]]):format(trace, deed), trace, 2)
+      assert(#pids >= 3, #pids .. " processes")
+      gone(pids, 1)
+    end)
+  end
+end)
+
 describe("a loop over imap that is left", function()
   helper.guard()
 
