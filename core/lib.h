@@ -57,7 +57,8 @@ struct handle {
   bool failed;                  /* workers cannot start; uservalue H_FAILURE tells why */
   bool closing;                 /* shut down */
   bool ended;                   /* ... and every worker is gone */
-  bool draining;                /* its jobs were cut, see lib_stop.c */
+  bool draining;                /* its jobs were looked at, see lib_stop.c */
+  bool cut;                     /* and items were withdrawn */
   struct job *apply;            /* the job that takes the calls of apply; NULL: none */
   uint64_t applied;             /* submissions of apply so far: their index for random numbers */
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */

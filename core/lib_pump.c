@@ -422,9 +422,9 @@ static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
 /* The process is asked to stop. 'idle': nothing has arrived. */
 static void heed_stop(lua_State *L, struct pump *p, bool idle) {
   if (p->h->rt->stop == PLUA_STOP_NOW) stop_interrupt(L, p->h->rt);
-  if (p->h->rt->stop != PLUA_STOP_DRAIN || p->h->closing || (p->h->draining && !idle)) return;
+  if (p->h->rt->stop != PLUA_STOP_DRAIN || (p->h->draining && !idle)) return;
   p->h->draining = true;
-  if (!stop_cut_all(L) && idle && !p->want) stop_raise(L);
+  if (!stop_cut_all(L) && idle && !p->want && !p->h->closing) stop_raise(L);
 }
 
 /* stack: handle, job | nil, timeout | nil, bulk */
@@ -459,6 +459,7 @@ static int pump_inner(lua_State *L) {
       return 1;
     }
   }
+  if (p.h->ended && p.h->cut) stop_raise(L);
   lua_pushstring(L, p.h->ended ? "ended" : "ready");
   return 1;
 }

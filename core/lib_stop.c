@@ -58,6 +58,7 @@ static void cut(lua_State *L, struct job *job, int at) {
   if (withdrawn < 0) handle_raise(L, job->h, (int)withdrawn);
   job->count -= (uint64_t)withdrawn;
   job->open = false;
+  job->h->cut |= withdrawn || input;
   if ((withdrawn || input) && lua_getiuservalue(L, at, J_ERROR) == LUA_TNIL) {
     push_stopped(L);
     lua_setiuservalue(L, at, J_ERROR);
@@ -113,10 +114,12 @@ static int busy(lua_State *L) {
   return 1;
 }
 
-/* core.stopping() -> whether nothing new may begin */
+/* core.stopping() -> whether nothing new may begin; whether anything was asked for */
 static int stopping(lua_State *L) {
-  lua_pushboolean(L, runtime_of(L)->stop == PLUA_STOP_DRAIN);
-  return 1;
+  int stop = runtime_of(L)->stop;
+  lua_pushboolean(L, stop == PLUA_STOP_DRAIN);
+  lua_pushboolean(L, stop != PLUA_STOP_NONE);
+  return 2;
 }
 
 /* core.mark(text, name): workers made from now on have the environment variable PLUA_ITEM_OF with

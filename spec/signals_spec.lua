@@ -329,6 +329,33 @@ describe("SIGTERM", function()
     assert.equal("x", trace(run))
   end)
 
+  it("begins nothing more of a pool that was closed", function()
+    local run <const> = start([[
+      do
+        local pool <close> = plua.pool { workers = 2 }
+        for i = 1, 100 do
+          pool:apply_async(function(s) s("x") require("crashkit").csleep(0.3) end, step)
+        end
+      end
+      print("on")]])
+    await(run, 2)
+    kit.kill(run.pid, TERM)
+    assert.equal("exit 75", (ending(run)))
+    assert.equal("", run.out)
+    assert(#trace(run) <= 4, #trace(run))
+  end)
+
+  it("says nothing of a call that failed before", function()
+    local run <const> = start([[
+      pcall(plua.map, error, { 1, 2, 3 })
+      step("x")
+      while true do end]])
+    await(run, 1)
+    kit.kill(run.pid, TERM)
+    assert.equal("exit 75", (ending(run)))
+    assert.truthy(run.err:find("^plua: [^\n]*x%.lua:%d+: stopped by SIGTERM\n$"), run.err)
+  end)
+
   it("ends a script that has nothing under way at once", function()
     for _, text in ipairs { "step('x') while true do end",
       "local pool = plua.pool() pool:apply(function() end) step('x') while true do end",

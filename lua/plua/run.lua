@@ -67,7 +67,7 @@ function M.seed(opts) return opts.seed or core.draw() end
 
 -- ---- calls that are ended ----------------------------------------------------------------------
 
---- How far the call came that was ended by an error last.
+--- How far the call came that has been ended because the process is told to stop.
 ---@class plua.Cut
 ---@field done integer   items (blocks where it folds) that are done; of a loop, that were taken
 ---@field more integer   of a loop: those done behind one that is not
@@ -77,12 +77,14 @@ function M.seed(opts) return opts.seed or core.draw() end
 ---@type plua.Cut?
 M.cut = nil
 
---- Notes how far a session's call came, if it is closed by an error.
+--- Notes how far a session's call came, if it is closed by an error while the process is told to
+-- stop.
 ---@param session plua.Session
 ---@param err any
 function M.note(session, err)
   local call <const>, job <const> = session.call, session.job
-  if err == nil or not (call and job) then return end
+  local _ <const>, told <const> = core.stopping()
+  if err == nil or not told or not (call and job) then return end
   local _, _, _, done <const>, taken <const> = job:state()
   local streamed <const> = call.window
   M.cut = {
