@@ -15,7 +15,7 @@ LUA_PC   ?= lua5.4#   the pkg-config name of the Lua to build with
 LUA_DIR  ?=#          or: a prefix (include, lib) or a source tree (src) of Lua 5.4
 PREFIX   ?= /usr/local# where install puts things, and finds them later
 DESTDIR  ?=#          stands before PREFIX, for packages
-SPEC     ?= $(sort $(wildcard spec/*_spec.lua))# the specs that test runs: spec/map_spec.lua
+SPEC     ?= $(filter-out $(if $(FAIL),,spec/fail_spec.lua),$(sort $(wildcard spec/*_spec.lua)))# the specs that test runs: spec/map_spec.lua
 SPEC_TIME ?= $(if $(SAN),900,300)# seconds that one spec file may take
 COVERAGE ?= 95#      the share of core's lines that specs must run, in percent
 MUTANTS  ?= 24#      flipped comparisons to try; all: each
@@ -131,7 +131,7 @@ endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
   bench bench-deps bench-readme simulate doc format fuzz install uninstall clean help lengths \
-  kit check check-address check-thread check-small check-fuzz check-coverage check-mutants \
+  kit check check-address check-thread check-small check-fail check-fuzz check-coverage check-mutants \
   coverage mutate
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -142,14 +142,14 @@ run: all  ## the main job: identifiers in the C headers of this machine
 	$(B)/plua scripts/identifiers.lua
 
 test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
-	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)$(COV:1=coverage)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
+	@B='$(B)' LUA='$(LUA)' CC='$(CC)' SAN='$(SAN)$(COV:1=coverage)' FAIL='$(FAIL)' SPEC_TIME='$(SPEC_TIME)' PLUA_CC='$(CC)' \
 	  PLUA_MAKE="CC='$(CC)' SAN= SMALL= FAIL= LUA_DIR='$(LUA_DIR)' $(if $(variant),,B='$(B)')" \
 	  MAKEFLAGS= scripts/test.sh $(SPEC)
 
 # What a plain run cannot see: all of these, though one fails.
-check:  ## specs under sanitizers and with tiny limits, a short fuzz: some minutes
-	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fuzz \
-	  check-coverage check-mutants
+check:  ## specs under sanitizers, with tiny limits and failpoints, a fuzz: some minutes
+	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fail \
+	  check-fuzz check-coverage check-mutants
 specs = $(1:%=spec/%_spec.lua)
 check-address:
 	@$(call variant_test,SAN=address,$(CHECK_ADDRESS))
@@ -157,9 +157,11 @@ check-thread:
 	@$(call variant_test,SAN=thread,ring board)
 check-small:
 	@$(call variant_test,SMALL=1,codec map pool future recovery capi)
+check-fail:
+	@$(call variant_test,FAIL=1,matrix fail)
 check-fuzz:
 	@echo '== fuzz'
-	@if $(MAKE) fuzz FUZZ_TIME=20 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \
+	@if $(MAKE) fuzz FUZZ_TIME=60 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \
 	  else tail -n 40 build/fuzz.log; echo '0 passed, 1 failed'; exit 1; fi
 check-coverage:
 	@echo '== coverage'

@@ -5,6 +5,7 @@
    SPDX-License-Identifier: MIT */
 #include "fail.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -17,13 +18,14 @@
 
 enum { RULES = 16, TEXT = 1024, EVERY = 0 };
 
-enum action { SIGNAL, EXIT, DELAY, ERRNO, LOG };
+enum action { SIGNAL, EXIT, DELAY, ERRNO, APPEND };
 
 struct rule {
   enum fail_point point;
   uint64_t nth; /* EVERY: each time */
   enum action action;
   long value;
+  char path[256]; /* APPEND */
 };
 
 static const struct {
@@ -43,7 +45,7 @@ static const struct {
   {"kill", SIGNAL, SIGKILL}, {"stop", SIGNAL, SIGSTOP}, {"segv", SIGNAL, SIGSEGV},
   {"bus", SIGNAL, SIGBUS},   {"fpe", SIGNAL, SIGFPE},   {"abort", SIGNAL, SIGABRT},
   {"term", SIGNAL, SIGTERM}, {"exit0", EXIT, 0},        {"exit1", EXIT, 1},
-  {"log", LOG, 0},           {"delay=", DELAY, 0},      {"errno=", ERRNO, 0},
+  {"append=", APPEND, 0},    {"delay=", DELAY, 0},      {"errno=", ERRNO, 0},
 };
 
 static char said[TEXT]; /* what the rules were read from */
@@ -76,7 +78,11 @@ static void read_action(struct rule *r, const char *text) {
     if (valued ? strncmp(text, actions[i].text, len) != 0 : strcmp(text, actions[i].text) != 0)
       continue;
     r->action = actions[i].action;
-    r->value = valued ? (long)read_number(text + len) : actions[i].value;
+    r->value = actions[i].value;
+    if (r->action == APPEND)
+      snprintf(r->path, sizeof r->path, "%s", text + len);
+    else if (valued)
+      r->value = (long)read_number(text + len);
     if (r->action == ERRNO && !points[r->point].fails)
       refuse("no errno can be had at", points[r->point].text);
     return;
@@ -133,9 +139,17 @@ void fail_reset(void) {
   forget_counts();
 }
 
+static void append(const struct rule *r) {
+  char line[64];
+  int fd = open(r->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  if (fd < 0) refuse("cannot open", r->path);
+  snprintf(line, sizeof line, "%s\n", points[r->point].text);
+  write_all(fd, line, strlen(line));
+  close(fd);
+}
+
 static int act(const struct rule *r) {
   struct timespec t = {r->value / 1000, r->value % 1000 * 1000000};
-  char line[64];
   switch (r->action) {
   case SIGNAL:
     raise((int)r->value);
@@ -147,9 +161,8 @@ static int act(const struct rule *r) {
     return 0;
   case ERRNO:
     return -(int)r->value;
-  case LOG:
-    snprintf(line, sizeof line, "%s\n", points[r->point].text);
-    write_all(2, line, strlen(line));
+  case APPEND:
+    append(r);
     return 0;
   }
   IMPOSSIBLE("action of no kind");

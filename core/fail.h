@@ -7,7 +7,7 @@
              exit0 exit1    it calls exit()
              delay=ms       it sleeps
              errno=n        the step fails with that errno, where it can
-             log            it writes the point's name to stderr
+             append=path    it appends a line, the point's name, to that file
    The variable is read again at every point: what an item sets holds in its worker, from then on.
    SPDX-License-Identifier: MIT */
 #ifndef PLUA_FAIL_H

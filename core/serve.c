@@ -98,7 +98,8 @@ static int spill_touch(struct spill *p, size_t end) {
   if (end <= p->touched) return 0;
   size_t upto = (end + 0xffff) & ~(size_t)0xffff;
   if (upto > p->size) upto = p->size;
-  if (FAIL_ERROR(W_SPILL)) return -ENOMEM;
+  int err = FAIL_ERROR(W_SPILL);
+  if (err) return err;
 #ifdef MADV_POPULATE_WRITE
   int r;
   do r = madvise(p->base + p->touched, upto - p->touched, MADV_POPULATE_WRITE);

@@ -5,13 +5,13 @@
 set -u
 ulimit -c 0
 
-: "${B:=build}" "${LUA:=lua5.4}" "${CC:=gcc}" "${SAN:=}" "${SPEC_TIME:=300}"
+: "${B:=build}" "${LUA:=lua5.4}" "${CC:=gcc}" "${SAN:=}" "${FAIL:=}" "${SPEC_TIME:=300}"
 passed=0
 failed=0
 tally=$B/tally
 rm -rf "$B/san"
 mkdir -p "$B/san"
-export PLUA_BUILD="$B" PLUA_LUA="$LUA" PLUA_SAN="$SAN" PLUA_TALLY="$tally" PLUA_MAKE
+export PLUA_BUILD="$B" PLUA_LUA="$LUA" PLUA_SAN="$SAN" PLUA_FAILPOINTS="$FAIL" PLUA_TALLY="$tally" PLUA_MAKE
 
 # The interpreter is not sanitized, so it needs the runtime before all else.
 preload=""

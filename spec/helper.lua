@@ -17,6 +17,7 @@ helper.build = absolute(os.getenv("PLUA_BUILD") or "build")
 -- A sanitizer, or none; either it or the counting of lines makes programs some ten times slower.
 helper.slow = (os.getenv("PLUA_SAN") or "") ~= ""
 helper.san = (os.getenv("PLUA_SAN") or ""):gsub("^coverage$", "")
+helper.failpoints = os.getenv("PLUA_FAILPOINTS") == "1"
 helper.plua = helper.build .. "/plua"
 
 local lua <const> = os.getenv("PLUA_LUA") or "lua5.4"
