@@ -32,6 +32,10 @@ int codec_read(struct lua_State *L, const void *bytes, size_t len, size_t *used)
    Hooks of registered metatables still run. */
 int codec_read_plain(struct lua_State *L, const void *bytes, size_t len, size_t *used);
 
+/* The same for showing values to people: runs no hook, so an object that needs one, and all that
+   holds it, is refused (PLUA_ECODEC); requires nothing anew. */
+int codec_read_quiet(struct lua_State *L, const void *bytes, size_t len);
+
 /* Registers the metatable at the top of the stack under 'name': tables that carry it cross, and
    carry it on the other side. Pops it. Both sides must register the name. For the hooks
    __plua_save and __plua_load, by which other objects and userdata cross, see codec.c. */

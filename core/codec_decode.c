@@ -103,5 +103,9 @@ int codec_read(struct lua_State *L, const void *bytes, size_t len, size_t *used)
 }
 
 int codec_read_plain(struct lua_State *L, const void *bytes, size_t len, size_t *used) {
-  return read_message(L, bytes, len, used, 1);
+  return read_message(L, bytes, len, used, READ_DATA);
+}
+
+int codec_read_quiet(struct lua_State *L, const void *bytes, size_t len) {
+  return read_message(L, bytes, len, NULL, READ_QUIET);
 }

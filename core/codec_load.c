@@ -35,7 +35,7 @@ int codec_take_code(struct codec_reader *r, lua_Integer shared) {
   lua_State *L = r->L;
   lua_Debug ar;
   uint64_t n;
-  if (r->plain) {
+  if (r->plain & READ_DATA) {
     lua_pushliteral(L, "a function, where only data is taken");
     return PLUA_ECODEC;
   }

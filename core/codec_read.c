@@ -260,6 +260,10 @@ static int take_saved(struct codec_reader *r, lua_Integer shared) {
   lua_State *L = r->L;
   int err = take_meta(r);
   if (err < 0) return err;
+  if (r->plain & READ_QUIET) {
+    lua_pushliteral(L, "an object that only its __plua_load can make");
+    return PLUA_ECODEC;
+  }
   lua_pushliteral(L, "__plua_load");
   if (lua_rawget(L, -2) == LUA_TNIL) {
     lua_pushliteral(L, "an object with __plua_save whose metatable has no __plua_load here");

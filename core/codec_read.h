@@ -34,7 +34,7 @@ struct codec_reader {
   int depth;
   int n;      /* values, once they are read */
   int paused; /* the collector is stopped meanwhile */
-  int plain;  /* no bytecode, nothing required anew */
+  int plain;  /* READ_DATA, READ_QUIET or both; either: nothing is required anew */
   int met;    /* stack index: nil, or table of what later references name */
   int envs;   /* stack index: nil, or list of private globals */
   uint32_t nenvs;
@@ -42,6 +42,7 @@ struct codec_reader {
 };
 
 enum { READ_OPENED = 1 };
+enum { READ_DATA = 1, READ_QUIET = 2 }; /* no bytecode; no hooks */
 
 /* Pushes the next value (0), or opens a frame for it (READ_OPENED). Negative: a string is pushed
    that says why. */

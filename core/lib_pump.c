@@ -97,7 +97,8 @@ static void set_process(lua_State *L, const plua_event *ev) {
   }
 }
 
-/* The item itself: of the data that the job knows, or from its payload. stack: ..., job, fields */
+/* The item itself: of the data that the job knows, or from its payload, whose hooks may be what
+   killed the worker. stack: ..., job, fields */
 static void set_item(lua_State *L, struct job *job, const plua_event *ev, int at) {
   size_t len;
   if (lua_getiuservalue(L, at, J_DATA) != LUA_TNIL) {
@@ -108,7 +109,7 @@ static void set_item(lua_State *L, struct job *job, const plua_event *ev, int at
   if (job->mode == CALL_FOLD) return;
   const void *bytes = seam_payload(job->h, ev->job, ev->index, &len);
   int top = lua_gettop(L);
-  if (bytes && codec_read(L, bytes, len, NULL) == 1) lua_setfield(L, top, "item");
+  if (bytes && codec_read_quiet(L, bytes, len) == 1) lua_setfield(L, top, "item");
   lua_settop(L, top);
 }
 

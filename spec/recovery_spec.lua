@@ -301,6 +301,39 @@ describe("an item that takes its worker along", function()
   end)
 end)
 
+describe("an item that kills whoever decodes it", function()
+  helper.guard()
+
+  it("costs itself alone, not the caller that tells of it", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local Trap = { __plua_save = function() return 1 end, __plua_load = kit.segv }
+      plua.register("Trap", Trap)
+      local opts = { workers = 2, on_error = "collect" }
+      local function items()
+        local i = 0
+        return function()
+          i = i + 1
+          return i == 5 and setmetatable({}, Trap) or i <= 10 and i or nil
+        end
+      end
+      local function f(x) return x end
+      local function check(i, r)
+        assert(i == 5 and r.kind == "crash" and r.signal == "SIGSEGV" or r == i, tostring(r))
+      end
+      for i, r in plua.imap(f, items(), opts) do check(i, r) end
+      local pool <close> = plua.pool(opts)
+      for i, r in pool:imap(f, items()) do check(i, r) end
+      for i, r in ipairs(pool:map(f, items())) do check(i, r) end
+      check(5, select(2, pcall(pool.apply, pool, f, setmetatable({}, Trap))))
+      assert(pool:apply(f, 7) == 7)
+      print "right"
+    ]]
+    local result <const> = helper.run(helper.plua .. " " .. script)
+    assert.same({ "right\n", 0 }, { result.out, result.status }, result.err)
+  end)
+end)
+
 describe("every signal that ends a process", function()
   helper.guard()
 
