@@ -21,6 +21,7 @@ enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 #else
 #define GRACE_NS 500000000
 #endif
+#define UNKILLABLE_NS 5000000000 /* a killed process that has not ended by then may never do */
 enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)

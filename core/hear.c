@@ -5,6 +5,7 @@
    and all whole frames have been told.
    Knows rings, slots and words. Does not know jobs, retries or Lua. SPDX-License-Identifier: MIT */
 #include <fcntl.h>
+#include <signal.h>
 
 #include "fail.h"
 #include "local.h"
@@ -232,6 +233,7 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   e->signal = p->signal;
   e->status = p->status;
   e->code = p->broken ? PLUA_EPROTO : 0;
+  if (p->signal == SIGKILL && !p->killed && oom_took(&l->oom)) e->code = PLUA_EOOM;
   forget_peer(l, p);
   if (p->broken || p->signal || p->status) local_heal(l, p->broken);
   return 1;
@@ -240,7 +242,10 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
 /* What one worker has to tell now. */
 static int tell_peer(struct local *l, struct peer *p, struct link_event *e, struct replies to) {
   if (tell_frame(l, p, e, to)) return 1;
-  if (!p->broken) ring_give(&p->ring);
+  if (!p->broken)
+    ring_give(&p->ring);
+  else if (p->lost && tell_orphan(l, p, e))
+    return 1;
   if (p->state == P_ENDED) return tell_death(l, p, e);
   if (p->state != P_HELD || p->quiet) return 0;
   p->quiet = true;

@@ -116,6 +116,9 @@ static void job_submit(lua_State *L, struct handle *h, struct job *job) {
                    .chunksize = (unsigned)field(L, 2, "chunksize"),
                    .crash_retries = (unsigned)field(L, 2, "crash_retries"),
                    .error_retries = (unsigned)field(L, 2, "error_retries"),
+                   .timeout_retries = (unsigned)field(L, 2, "timeout_retries"),
+                   .kill_retries = (unsigned)field(L, 2, "kill_retries"),
+                   .oom_retries = (unsigned)field(L, 2, "oom_retries"),
                    .timeout_ns = (int64_t)(job->timeout * 1e9),
                    .count = (uint64_t)field(L, 2, "count")};
   if (!h->once) {
@@ -139,7 +142,8 @@ void job_results_open(lua_State *L, struct job *job, int at) {
 }
 
 /* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
-   chunksize, crash_retries, error_retries, timeout; for pools also source, seed, f, reduce, range.
+   chunksize, crash_retries and the like of plua_job, timeout; for pools also source, seed, f,
+   reduce, range.
  */
 int job_new(lua_State *L) {
   struct handle *h = handle_check(L, 1);

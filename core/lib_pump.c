@@ -51,6 +51,8 @@ static const char *kind_of(const plua_event *ev) {
     return "cancelled";
   case PLUA_ETIMEOUT:
     return "timeout";
+  case PLUA_EOOM:
+    return "memory";
   case PLUA_ETOOBIG:
   case PLUA_ECODEC:
   case PLUA_EDEPTH:

@@ -36,7 +36,8 @@ enum link_what {
   LINK_QUIET, /* all that a held worker had published was told */
   LINK_FAULT, /* worker broke the protocol; it is being killed */
   LINK_DEAD   /* worker is gone: 'slot' is the batch it was last in (-1: none), 'next' how many of
-                 it were begun (-1: not known), signal, status */
+                 it were begun (-1: not known), signal, status; code PLUA_EPROTO: it had broken the
+                 protocol, PLUA_EOOM: the kernel killed it for want of memory */
 };
 
 struct link_event {
@@ -79,6 +80,9 @@ struct link_ops {
   /* Has item k of 'slot' interrupted in worker w, if it still runs it. */
   void (*interrupt)(struct link *l, int w, unsigned slot, unsigned k);
   void (*kill)(struct link *l, int w);
+  /* Worker w was killed and does not end: from now on nothing that it says counts. LINK_DEAD comes
+     if it ends after all. */
+  void (*abandon)(struct link *l, int w);
   /* Kills worker w if somebody has stopped it while it runs nothing: it has begun at most 'got'
      items of the batch that it began last. */
   void (*end_stopped)(struct link *l, int w, unsigned got);

@@ -124,7 +124,11 @@ static void spare_drop(struct local *l) {
   int sig, status;
   if (!l->spare.pid) return;
   proc_signal(&l->spare, SIGKILL);
-  proc_reap(&l->spare, &sig, &status);
+  if (proc_await(&l->spare, now_ns() + UNKILLABLE_NS))
+    proc_reap(&l->spare, &sig, &status);
+  else
+    close(l->spare.fd);
+  l->spare = (struct proc){0, -1};
 }
 
 /* The first worker's start makes the spare too, so that it has seen the same state. */
@@ -178,7 +182,7 @@ static int local_start(struct link *link, int number) {
   p->pid = p->proc.pid;
   p->slot = NO_SLOT;
   p->seq = 0;
-  p->broken = p->quiet = p->spilled = false;
+  p->broken = p->quiet = p->spilled = p->killed = p->lost = false;
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;
@@ -243,7 +247,13 @@ static void local_interrupt(struct link *link, int w, unsigned slot, unsigned k)
 
 void local_kill_peer(struct peer *p) {
   FAIL_POINT(P_KILL);
+  p->killed = true;
   if (p->state == P_ALIVE || p->state == P_HELD) proc_signal(&p->proc, SIGKILL);
+}
+
+static void local_abandon(struct link *link, int w) {
+  struct peer *p = &self(link)->peer[w];
+  p->lost = p->broken = true;
 }
 
 static void local_kill(struct link *link, int w) {
@@ -428,12 +438,13 @@ static int local_next(struct link *link, struct link_event *e, plua_reply *repli
 static void local_close(struct link *link) {
   struct local *l = self(link);
   bool ours = l->team.owner == getpid();
+  int64_t until = now_ns() + UNKILLABLE_NS;
   FAIL_POINT(P_CLOSE);
   for (unsigned i = 0; ours && i < l->lives; i++) local_kill(link, l->live[i]);
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
     if (p->state == P_ENDED) continue;
-    if (ours)
+    if (ours && !p->lost && proc_await(&p->proc, until))
       proc_reap(&p->proc, &p->signal, &p->status);
     else
       close(p->proc.fd);
@@ -463,6 +474,7 @@ static const struct link_ops ops = {
   .interrupt = local_interrupt,
   .kill = local_kill,
   .end_stopped = local_end_stopped,
+  .abandon = local_abandon,
   .next = local_next,
   .wait = local_wait,
   .arm = local_arm,
@@ -495,6 +507,7 @@ int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks
   l->team.max_tasks = o->max_tasks;
   l->team.max_rss = o->max_rss;
   proc_signals_read(&l->team.signals);
+  oom_open(&l->oom);
   l->peer = calloc(cap, sizeof *l->peer);
   l->live = calloc(cap, sizeof *l->live);
   l->posted = calloc(o->slots, sizeof *l->posted);

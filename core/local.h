@@ -4,6 +4,7 @@
 #define PLUA_LOCAL_H
 
 #include "link.h"
+#include "oom.h"
 #include "team.h"
 
 enum {
@@ -26,6 +27,8 @@ enum peer_state {
 struct peer {
   enum peer_state state;
   bool broken; /* frames are ignored */
+  bool killed; /* by us */
+  bool lost;   /* killed, and does not end */
   bool quiet;  /* P_HELD: LINK_QUIET was told */
   struct proc proc;
   pid_t pid; /* stays when proc has been reaped */
@@ -56,6 +59,7 @@ struct local {
   uint32_t seq;
   unsigned fresh; /* batches posted since the last flush */
   struct proc spare;
+  struct oom oom;
   int timer_fd;
   struct peer *lent; /* whose frame the caller has borrowed */
   uint64_t lent_bytes;

@@ -41,7 +41,11 @@ extern "C" {
   X(PLUA_ECODEC, -4011, "value cannot cross processes")                                     \
   X(PLUA_EFORMAT, -4012, "malformed message")                                               \
   X(PLUA_EDEPTH, -4013, "nested too deeply")                                                \
-  X(PLUA_ETIMEOUT, -4014, "took longer than its timeout")
+  X(PLUA_ETIMEOUT, -4014, "took longer than its timeout")                                   \
+  X(PLUA_EOOM, -4015, "the kernel ended its worker, since memory ran out")                  \
+  X(PLUA_ELOST, -4016,                                                                      \
+    "its worker was killed, but does not end (is it frozen, or stuck in a device?): "       \
+    "what became of the item is not known")
 
 enum plua_error {
 #define PLUA_X(name, code, text) name = (code),
@@ -110,6 +114,10 @@ struct plua_feed {
   int (*done)(plua_feed *feed, int answer);
 };
 
+/* What 'run' answers for an item that ended since 'interrupt' told it to: such an end is charged to
+   timeout_retries, other positive answers to error_retries. */
+enum { PLUA_TIMED_OUT = 4014 };
+
 /* The functions of a pool. All are called in workers only, never in the owner. */
 typedef struct plua_tasks {
   size_t size; /* sizeof(plua_tasks) */
@@ -121,7 +129,8 @@ typedef struct plua_tasks {
   /* Optional. Called first. Non-zero: the worker cannot start, and what it wrote says why; the
      pool then fails (PLUA_BOOT) instead of trying again. */
   int (*enter)(void *ctx, const plua_self *self, plua_out *out);
-  /* Runs one item. 0: what it wrote is the result. Positive: what it wrote is an error.
+  /* Runs one item. 0: what it wrote is the result. Positive: what it wrote is an error;
+     PLUA_TIMED_OUT: one of its own kind.
      Negative: nothing that it wrote counts, the item's outcome is this code. */
   int (*run)(void *ctx, const plua_item *item, plua_out *out);
   /* Optional. Called last when a worker leaves in peace. Non-zero: what it wrote is an error to
@@ -165,7 +174,8 @@ PLUA_API int plua_open(plua_pool **out, const plua_options *options, const plua_
 PLUA_API int plua_end(plua_pool *pool, int64_t grace_ns);
 
 /* Kills what still runs, waits for it, frees the pool. Never blocks for longer than the kernel
-   needs to end a killed process. NULL is fine. In another process: frees only this copy. */
+   needs to end a killed process, and 5 s at most: one that is stuck in the kernel for longer is
+   left to it. NULL is fine. In another process: frees only this copy. */
 PLUA_API void plua_close(plua_pool *pool);
 
 /* Forks the workers that are missing. Call fflush(NULL) first: workers flush stdio when they leave,
@@ -192,15 +202,22 @@ typedef struct plua_job {
   uint64_t count;   /* items that need no payload: positions 0 .. count-1 */
   const void *call; /* payload of the job, given to each run; copied. May be NULL */
   size_t call_len;
-  unsigned chunksize;     /* items a worker takes at once; 0: chosen from measured rates */
-  unsigned crash_retries; /* how often an item is run again after it took its worker along */
-  unsigned error_retries; /* how often after an error (run answered non-zero) */
-  int64_t timeout_ns;     /* how long an item may run, from its start; 0: as long as it likes.
-                             Then it is interrupted (tasks.interrupt) and, if it still runs
-                             after 500 ms and a tenth of its timeout, or cannot be interrupted,
-                             its worker is killed: PLUA_LOST with PLUA_ETIMEOUT. Measured while
-                             the owner is in plua_next, plua_wait or plua_dispatch: never too
-                             early, and late if the owner is busy elsewhere */
+  unsigned chunksize; /* items a worker takes at once; 0: chosen from measured rates */
+  /* How often an item is run again; each kind of failure has a number of its own. All 0: no item is
+     begun twice. An item that failed once is given out by itself. */
+  unsigned crash_retries;   /* after it took its worker along */
+  unsigned error_retries;   /* after an error (run answered non-zero) */
+  int64_t timeout_ns;       /* how long an item may run, from its start; 0: as long as it likes.
+                               Then it is interrupted (tasks.interrupt) and, if it still runs
+                               after 500 ms and a tenth of its timeout, or cannot be interrupted,
+                               its worker is killed: PLUA_LOST with PLUA_ETIMEOUT. Measured while
+                               the owner is in plua_next, plua_wait or plua_dispatch: never too
+                               early, and late if the owner is busy elsewhere */
+  unsigned timeout_retries; /* after it ran for too long, whether it was interrupted or killed */
+  unsigned kill_retries;    /* after somebody else killed its worker by SIGKILL or SIGTERM; of a
+                               host that does not know this field: crash_retries */
+  unsigned oom_retries;     /* after the kernel's OOM killer did; it is then run while no other
+                               item runs. Of a host that does not know this field: crash_retries */
 } plua_job;
 
 /* Adds a job. It runs behind those before it. Answers its number (positive, never used twice) in
@@ -246,7 +263,9 @@ enum plua_what {
   PLUA_NOTHING, /* nothing to tell now: plua_wait, or do something else */
   PLUA_RESULT,  /* an item's reply: data, len; failed says whether 'run' called it an error */
   PLUA_LOST,    /* an item's outcome that is no reply: code PLUA_ECRASH, PLUA_EEXIT, PLUA_EPROTO,
-                   PLUA_ECANCELLED, or what 'run' answered */
+                   PLUA_ETIMEOUT, PLUA_EOOM, PLUA_ELOST (its worker was killed 5 s ago, and the
+                   kernel has not ended it: another one takes its place), PLUA_ECANCELLED, or what
+                   'run' answered */
   PLUA_FORK,    /* workers are missing and there is work: call plua_fork (told once, until then) */
   PLUA_SHORT,   /* fewer workers could be forked than wanted: code says why. Told once */
   PLUA_BOOT,    /* workers cannot start; the pool has failed. data: what 'enter' wrote (failed = 1),

@@ -109,7 +109,7 @@ int plua_fork(plua_pool *p) {
   p->fork_told = false;
   p->fork_after_ns = 0;
   pool_post(p);
-  for (unsigned w = 0; w < p->target; w++) {
+  for (unsigned w = 0; w < p->link->cap && p->alive < p->target; w++) {
     if (p->worker[w].state != W_NONE) continue;
     int err = p->link->ops->start(p->link, (int)w);
     if (err < 0) return fork_failed(p, err, started);
@@ -126,7 +126,7 @@ int plua_resize(plua_pool *p, int workers) {
   if (workers < 1 || (unsigned)workers > p->link->cap)
     return pool_say(p, PLUA_EARG, "a pool of %u can be resized to 1 .. %u workers, not %d",
                     p->target, p->link->cap, workers);
-  for (unsigned w = (unsigned)workers; w < p->target; w++)
+  for (unsigned w = (unsigned)workers; w < p->link->cap; w++)
     if (p->worker[w].state != W_NONE) p->link->ops->retire(p->link, (int)w);
   p->target = (unsigned)workers;
   sched_team(p->sched, p->target);
@@ -178,12 +178,19 @@ int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   if (!job || !job->size || !id)
     return pool_say(p, PLUA_EARG, "plua_submit: no job, no size or no place for its number");
   memcpy(&o, job, job->size < sizeof o ? job->size : sizeof o);
+  if (job->size <= offsetof(plua_job, kill_retries)) o.kill_retries = o.crash_retries;
+  if (job->size <= offsetof(plua_job, oom_retries)) o.oom_retries = o.crash_retries;
   if (o.timeout_ns < 0) return pool_say(p, PLUA_EARG, "plua_submit: a timeout is not negative");
   if (p->closing) return pool_say(p, PLUA_ECLOSED, "plua_submit: the pool was shut down");
   if (p->failed) return p->failed;
   if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");
   uint64_t new;
-  int err = sched_job(p->sched, o.chunksize, o.crash_retries, o.error_retries, &new);
+  const unsigned retries[SCHED_CHARGES] = {[SCHED_CRASH] = o.crash_retries,
+                                           [SCHED_ERROR] = o.error_retries,
+                                           [SCHED_TIMEOUT] = o.timeout_retries,
+                                           [SCHED_KILL] = o.kill_retries,
+                                           [SCHED_OOM] = o.oom_retries};
+  int err = sched_job(p->sched, o.chunksize, retries, &new);
   if (err) return err;
   struct pool_job j = {.id = new, .positions = o.count > 0, .timeout_ns = o.timeout_ns};
   err = job_room(p, new);

@@ -15,17 +15,20 @@ enum { BOOT_DEATHS_MAX = 3, BOOT_KILLS_MAX = 100 };
 enum worker_state {
   W_NONE, /* no process */
   W_BOOTING,
-  W_UP
+  W_UP,
+  W_LOST /* killed, but the kernel has not ended it; its place is another's */
 };
 
 struct worker {
   enum worker_state state;
-  bool broken;      /* broke the protocol: what it says is ignored until it is dead */
-  bool doomed;      /* held, or killed, for the sake of one item */
-  bool silent;      /* W doomed: that item's outcome is not told */
-  unsigned slot, k; /* doomed: the item */
-  int code;         /* doomed: its outcome */
-  int in_slot;      /* the batch that it began last; -1: none */
+  bool broken;       /* broke the protocol: what it says is ignored until it is dead */
+  bool doomed;       /* held, or killed, for the sake of one item */
+  bool silent;       /* W doomed: that item's outcome is not told */
+  unsigned slot, k;  /* doomed: the item */
+  int code;          /* doomed: its outcome */
+  int64_t killed_ns; /* when it was killed; 0: it was not */
+  pid_t pid;         /* W_UP, W_LOST */
+  int in_slot;       /* the batch that it began last; -1: none */
   /* watch.c: since when it runs item 'watched' of that batch (0: not watched); when it is
      interrupted again */
   int64_t since_ns, again_ns;
@@ -77,6 +80,7 @@ struct plua_pool {
   bool interruptible;  /* tasks.interrupt was given */
   unsigned timed;      /* jobs with a timeout */
   int64_t shortest_ns; /* the shortest timeout of those since there was none */
+  unsigned killed;     /* workers that were killed and are neither dead nor lost */
   uint64_t started, crashed, bytes_in, bytes_out;
   char message[256];
 };
@@ -97,6 +101,16 @@ void pool_tidy(struct plua_pool *p, uint64_t job);
 void pool_retire(struct plua_pool *p);
 /* Frees what the last event had borrowed. */
 void pool_release(struct plua_pool *p);
+/* Makes the event of an item that has no reply; l: what is known of its worker. 1. */
+int pool_tell_lost(struct plua_pool *p, const struct link_event *l, const struct sched_item *item,
+                   int code, int64_t elapsed_ns, plua_event *e);
+/* lost.c */
+/* Kills worker w, and remembers when. */
+void pool_kill(struct plua_pool *p, int w);
+/* Gives up on workers that were killed and do not end. 1: *e tells of an item. */
+int pool_give_up(struct plua_pool *p, plua_event *e);
+/* When pool_give_up has something to do; -1: no need. */
+int64_t pool_give_up_tick(const struct plua_pool *p);
 /* watch.c */
 /* Interrupts, and later dooms, items that run for too long. */
 void pool_watch(struct plua_pool *p);

@@ -101,6 +101,16 @@ bool proc_stopped(const struct proc *p) {
   return p->fd >= 0 && waitid((idtype_t)P_PIDFD, (id_t)p->fd, &info, how) == 0 && info.si_pid;
 }
 
+bool proc_await(const struct proc *p, int64_t until_ns) {
+  struct pollfd f = {p->fd, POLLIN, 0};
+  for (int n = -1; p->fd >= 0 && n <= 0;) {
+    int64_t left = until_ns - now_ns();
+    n = poll(&f, 1, left > 0 ? (int)(left / 1000000) + 1 : 0);
+    if (n <= 0 && left <= 0) return false;
+  }
+  return true;
+}
+
 void proc_reap(struct proc *p, int *sig, int *status) {
   siginfo_t info = {0};
   int r = -1;

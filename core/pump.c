@@ -131,7 +131,7 @@ void pool_divide(struct plua_pool *p) {
   unsigned idle = p->link->ops->idle(p->link), keep;
   unsigned ready = sched_unbegun(p->sched);
   for (unsigned n = 0; n <= idle; n++) {
-    bool starved = idle > ready && !sched_waiting(p->sched);
+    bool starved = idle > ready && sched_dry(p->sched);
     int slot = sched_divide(p->sched, now_ns(), starved, &keep);
     if (slot < 0) break;
     if (pool_take_back(p, (unsigned)slot, keep)) pool_post(p);
@@ -150,7 +150,7 @@ static int64_t tick(const struct plua_pool *p) {
 static void suspect(struct plua_pool *p, int w) {
   if (!p->worker[w].broken && p->worker[w].in_slot < 0) be_careful(p);
   p->worker[w].broken = true;
-  p->link->ops->kill(p->link, w);
+  pool_kill(p, w);
 }
 
 static int fail_boot(struct plua_pool *p, const struct link_event *l, plua_event *e) {
@@ -204,12 +204,16 @@ static int values(struct plua_pool *p, const struct link_event *l, plua_event *e
   return v == SCHED_DELIVER;
 }
 
+static enum sched_charge charge_of(const struct link_event *l) {
+  return l->failed == PLUA_TIMED_OUT || l->code == PLUA_ETIMEOUT ? SCHED_TIMEOUT : SCHED_ERROR;
+}
+
 /* An item's error. */
 static int outcome(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct sched_item item;
   bool freed;
   enum sched_verdict v = sched_outcome(p->sched, (unsigned)l->worker, (unsigned)l->slot, l->tag,
-                                       true, &item, &freed);
+                                       charge_of(l), &item, &freed);
   if (UNLIKELY(v == SCHED_FAULT)) {
     suspect(p, l->worker);
     return 0;
@@ -242,7 +246,7 @@ static void decide(struct plua_pool *p, int number) {
   unsigned got = 0;
   bool out = sched_out(p->sched, w->slot, &b, &who, &got);
   if (out && who == number && got <= w->k) {
-    p->link->ops->kill(p->link, number);
+    pool_kill(p, number);
     return;
   }
   w->doomed = false;
@@ -252,11 +256,20 @@ static void decide(struct plua_pool *p, int number) {
 static int death_code(const struct worker *w, const struct link_event *l) {
   if (w->doomed) return w->code;
   if (w->broken) return PLUA_EPROTO;
+  if (l->code == PLUA_EOOM) return PLUA_EOOM;
   return l->signal || l->status < 0 ? PLUA_ECRASH : PLUA_EEXIT;
 }
 
-static int tell_lost(struct plua_pool *p, const struct link_event *l, const struct sched_item *item,
-                     int code, int64_t elapsed_ns, plua_event *e) {
+/* What the item that it ran is charged with. */
+static enum sched_charge death_charge(const struct worker *w, const struct link_event *l) {
+  if (w->doomed) return w->code == PLUA_ETIMEOUT ? SCHED_TIMEOUT : SCHED_FINAL;
+  if (w->broken) return SCHED_CRASH;
+  if (l->code == PLUA_EOOM) return SCHED_OOM;
+  return l->signal == SIGKILL || l->signal == SIGTERM ? SCHED_KILL : SCHED_CRASH;
+}
+
+int pool_tell_lost(struct plua_pool *p, const struct link_event *l, const struct sched_item *item,
+                   int code, int64_t elapsed_ns, plua_event *e) {
   *e = (plua_event){.what = PLUA_LOST,
                     .code = code,
                     .job = item->job,
@@ -279,6 +292,13 @@ static bool boot_failed(struct plua_pool *p, const struct worker *was, int signa
   return ++p->boot_deaths >= (unsigned)limit;
 }
 
+/* An item shall run alone, since memory ran out: idle workers must not hold on to what they needed
+   for items before. Each leaves when it is idle, and a fresh one takes its place. */
+static void renew(struct plua_pool *p) {
+  for (unsigned w = 0; w < p->link->cap; w++)
+    if (p->worker[w].state == W_UP) p->link->ops->retire(p->link, (int)w);
+}
+
 static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct worker *w = &p->worker[l->worker], was = *w;
   was.broken |= l->code == PLUA_EPROTO;
@@ -287,19 +307,24 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
   int who;
   unsigned got;
   bool freed, out = l->slot >= 0 && sched_out(p->sched, (unsigned)l->slot, &b, &who, &got);
-  enum sched_verdict v = sched_death(p->sched, (unsigned)l->worker, l->slot, l->next, was.doomed,
-                                     &item, &freed);
+  enum sched_charge how = death_charge(&was, l);
+  enum sched_verdict v = sched_death(p->sched, (unsigned)l->worker, l->slot, l->next, how, &item,
+                                     &freed);
   int64_t elapsed = was.since_ns ? now_ns() - was.since_ns : -1;
   *w = (struct worker){.state = W_NONE, .in_slot = -1};
+  if (was.state == W_LOST) return 0;
+  if (was.killed_ns) p->killed--;
   if (was.broken) p->spoiler = *l;
   p->alive--;
   p->crashed += item.job != 0;
   if (freed) p->link->ops->release(p->link, (unsigned)l->slot);
   if (freed && out) pool_tidy(p, b.job);
+  if (v == SCHED_AGAIN && how == SCHED_OOM) renew(p);
   if (sched_waiting(p->sched)) pool_post(p);
   if (boot_failed(p, &was, l->signal)) return fail_boot(p, l, e);
   if (v != SCHED_DELIVER) return 0;
-  if (!was.doomed || !was.silent) return tell_lost(p, l, &item, death_code(&was, l), elapsed, e);
+  if (!was.doomed || !was.silent)
+    return pool_tell_lost(p, l, &item, death_code(&was, l), elapsed, e);
   item_done(p, item.job, item.index);
   pool_release(p);
   return 0;
@@ -322,7 +347,7 @@ static int came_back(struct plua_pool *p, const struct link_event *l, plua_event
   p->careful = false;
   enum sched_verdict v = sched_blame(p->sched, slot, &item);
   pool_tidy(p, b.job);
-  return v == SCHED_DELIVER ? tell_lost(p, dead, &item, PLUA_EPROTO, -1, e) : 0;
+  return v == SCHED_DELIVER ? pool_tell_lost(p, dead, &item, PLUA_EPROTO, -1, e) : 0;
 }
 
 static int left(const struct link_event *l, plua_event *e) {
@@ -347,6 +372,7 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
     return 0;
   case LINK_UP:
     w->state = W_UP;
+    w->pid = l->pid;
     p->boot_deaths = 0;
     return 0;
   case LINK_BOOT:
@@ -380,7 +406,7 @@ static int handle(struct plua_pool *p, const struct link_event *l, plua_event *e
 
 unsigned pool_missing(const struct plua_pool *p) {
   unsigned n = 0;
-  for (unsigned w = 0; p->alive < p->target && w < p->target; w++)
+  for (unsigned w = 0; p->alive + n < p->target && w < p->link->cap; w++)
     n += p->worker[w].state == W_NONE;
   return n;
 }
@@ -444,6 +470,7 @@ static int next(plua_pool *p, plua_event *e, plua_reply *replies, unsigned max) 
   while (p->link->ops->next(p->link, &l, replies, max))
     if (handle(p, &l, e)) return e->what == PLUA_RESULT && !e->failed ? (int)l.n : 0;
   pool_watch(p);
+  if (UNLIKELY(p->killed) && pool_give_up(p, e)) return 0;
   if (sched_waiting(p->sched)) pool_post(p);
   pool_retire(p);
   tell(p, e);
@@ -467,6 +494,7 @@ int plua_next_run(plua_pool *p, plua_event *e, plua_reply *replies, int max) {
 
 static bool told_something(const struct plua_pool *p) {
   if (p->failed || p->cancels_told < p->cancels || p->short_code) return true;
+  if (UNLIKELY(p->killed) && pool_give_up_tick(p) == 0) return true;
   return ended(p) ? !p->ended_told : wants_fork(p);
 }
 
@@ -474,11 +502,17 @@ static int64_t sooner(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 || a < b ? a : b;
 }
 
+/* When there is something to look after; -1: no need. */
+static int64_t care_ns(const plua_pool *p) {
+  int64_t care = sooner(tick(p), pool_watch_tick(p));
+  return p->killed ? sooner(care, pool_give_up_tick(p)) : care;
+}
+
 /* How long to sleep: until the caller's time is up, or there is something to look after. */
 static int64_t nap_ns(const plua_pool *p, int64_t until) {
   int64_t left = -1;
   if (until >= 0) left = until > now_ns() ? until - now_ns() : 0;
-  left = sooner(left, sooner(tick(p), pool_watch_tick(p)));
+  left = sooner(left, care_ns(p));
   if (!p->fork_after_ns || !pool_missing(p)) return left;
   int64_t fork = p->fork_after_ns - now_ns();
   return sooner(left, fork > 0 ? fork + 1000 : 0);
@@ -517,5 +551,5 @@ int plua_dispatch(plua_pool *p) {
   if (sched_waiting(p->sched)) pool_post(p);
   pool_divide(p);
   pool_watch(p);
-  return told_something(p) ? 1 : p->link->ops->arm(p->link, sooner(tick(p), pool_watch_tick(p)));
+  return told_something(p) ? 1 : p->link->ops->arm(p->link, care_ns(p));
 }

@@ -8,6 +8,7 @@
 #include "sched.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base.h"
 
@@ -18,16 +19,27 @@
 #define STUCK_NS 1000000 /* a batch that stands still for so long has met a slow item */
 #define PAUSE_NS 64      /* a look at a batch costs some 5 ns: vain ones are a tenth of the time */
 
-/* Items that wait: a run of one job with the same history. */
+enum { PATIENCE = 1000 };
+
+/* What items were charged with so far. */
+struct past {
+  unsigned charged[SCHED_CHARGES];
+  unsigned attempt; /* 1 and all of these */
+};
+
+/* Items that wait: a run of one job with the same past. */
 struct span {
   struct span *next, *prev;
   uint64_t job, first, n;
-  unsigned crashes, errors; /* how often these items were charged */
+  struct past past;
 };
 
 struct queue {
   struct span head; /* a ring of spans */
 };
+
+/* AGAIN: was out before; goes ahead of the rest. ALONE: memory ran out for it. */
+enum lane { LANE_AGAIN, LANE_NEW, LANE_ALONE, LANES };
 
 enum batch_state { B_FREE, B_OUT, B_BEGUN };
 
@@ -35,8 +47,8 @@ struct batch {
   enum batch_state state;
   uint64_t job, first;
   unsigned n, got; /* got: outcomes received, so item first + got is the oldest open one */
-  unsigned crashes, errors;
-  bool urgent;
+  struct past past;
+  enum lane lane;
   unsigned worker; /* B_BEGUN */
   int64_t seen_ns; /* when 'seen' was first met */
   unsigned seen;
@@ -49,7 +61,7 @@ struct job {
   enum job_state state;
   uint64_t id, count;
   uint64_t queued, out; /* items in spans; batches out */
-  unsigned chunk, crash_retries, error_retries;
+  unsigned chunk, retries[SCHED_CHARGES];
   double item_ns; /* measured; 0: not yet */
   uint32_t next_free;
 };
@@ -61,11 +73,13 @@ struct last {
 };
 
 struct sched {
-  struct queue queue[2]; /* urgent, normal */
-  struct span *spare;    /* free nodes, linked by 'next' */
+  struct queue queue[LANES];
+  struct span *spare; /* free nodes, linked by 'next' */
   unsigned spares;
   struct batch *batch;
   unsigned *free_slot, free_slots, slots, unbegun, begun;
+  unsigned patience, passed; /* batches that may go, and went, ahead of who waits to be alone */
+  bool alone;                /* the one batch that is out must stay the only one */
   struct job *job;
   size_t jobs, job_cap;
   uint32_t free_job; /* index + 1; 0: none */
@@ -123,16 +137,25 @@ static struct job *job_of(const struct sched *s, uint64_t id) {
   return j && j->state != J_FREE && j->id == id ? j : NULL;
 }
 
+static bool is_empty(const struct sched *s, enum lane lane) {
+  return s->queue[lane].head.next == &s->queue[lane].head;
+}
+
+/* Nothing was charged at the first attempt. */
+static bool same_past(const struct past *a, const struct past *b) {
+  return a->attempt == b->attempt && (a->attempt == 1 || memcmp(a, b, sizeof *a) == 0);
+}
+
 /* Appends a span; one that goes on where the last ended becomes part of it. */
-static void enqueue(struct sched *s, int urgent, const struct span *what) {
-  struct queue *q = &s->queue[urgent ? 0 : 1];
+static void enqueue(struct sched *s, enum lane lane, const struct span *what) {
+  struct queue *q = &s->queue[lane];
   struct span *last = q->head.prev;
   struct job *j = job_of(s, what->job);
   if (!j) IMPOSSIBLE("span of no job");
   j->queued += what->n;
   s->queued += what->n;
   if (last != &q->head && last->job == what->job && last->first + last->n == what->first &&
-      last->crashes == what->crashes && last->errors == what->errors) {
+      same_past(&last->past, &what->past)) {
     last->n += what->n;
     return;
   }
@@ -181,7 +204,7 @@ static struct batch *ring_first(struct sched *s) {
 int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   struct sched *s = calloc(1, sizeof *s);
   if (!s) return -ENOMEM;
-  for (int i = 0; i < 2; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
+  for (int i = 0; i < LANES; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
   s->divisible.next = s->divisible.prev = &s->divisible;
   s->batch = calloc(slots, sizeof *s->batch);
   s->free_slot = calloc(slots, sizeof *s->free_slot);
@@ -189,6 +212,7 @@ int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   s->slots = slots;
   s->workers = workers;
   s->team = 1;
+  s->patience = PATIENCE;
   if (!s->batch || !s->free_slot || !s->last) {
     sched_close(s);
     return -ENOMEM;
@@ -208,7 +232,7 @@ static void free_list(struct span *p, const struct span *end) {
 
 void sched_close(struct sched *s) {
   if (!s) return;
-  for (int i = 0; i < 2; i++) free_list(s->queue[i].head.next, &s->queue[i].head);
+  for (int i = 0; i < LANES; i++) free_list(s->queue[i].head.next, &s->queue[i].head);
   free_list(s->spare, NULL);
   free(s->batch);
   free(s->free_slot);
@@ -219,6 +243,10 @@ void sched_close(struct sched *s) {
 
 void sched_team(struct sched *s, unsigned workers) {
   s->team = workers ? workers : 1;
+}
+
+void sched_patience(struct sched *s, unsigned batches) {
+  s->patience = batches;
 }
 
 /* ---- jobs ---------------------------------------------------------------------------------- */
@@ -234,15 +262,14 @@ static struct job *job_make(struct sched *s) {
   return &s->job[s->jobs++];
 }
 
-int sched_job(struct sched *s, unsigned chunk, unsigned crash_retries, unsigned error_retries,
+int sched_job(struct sched *s, unsigned chunk, const unsigned retries[SCHED_CHARGES],
               uint64_t *id) {
   struct job *j = job_make(s);
   if (!j) return -ENOMEM;
   *j = (struct job){.state = J_OPEN,
                     .id = ++s->serial << JOB_BITS | (uint64_t)(j - s->job),
-                    .chunk = chunk < BATCH_MAX ? chunk : BATCH_MAX,
-                    .crash_retries = crash_retries,
-                    .error_retries = error_retries};
+                    .chunk = chunk < BATCH_MAX ? chunk : BATCH_MAX};
+  memcpy(j->retries, retries, sizeof j->retries);
   *id = j->id;
   return 0;
 }
@@ -252,7 +279,8 @@ int sched_add(struct sched *s, uint64_t id, uint64_t count) {
   if (!j || j->state != J_OPEN || count > UINT64_MAX / 2 - j->count) return PLUA_EARG;
   if (!count) return 0;
   if (sched_prepare(s) < 0) return -ENOMEM;
-  enqueue(s, 0, &(struct span){.job = id, .first = j->count, .n = count});
+  enqueue(s, LANE_NEW,
+          &(struct span){.job = id, .first = j->count, .n = count, .past = {.attempt = 1}});
   j->count += count;
   s->pending += count;
   s->counts.submitted += count;
@@ -302,7 +330,7 @@ int64_t sched_withdraw(struct sched *s, uint64_t id, uint64_t first, uint64_t en
   uint64_t got = 0;
   if (!j) return PLUA_EARG;
   if (sched_prepare(s) < 0) return -ENOMEM;
-  for (int i = 0; i < 2 && j->queued; i++) {
+  for (int i = 0; i < LANES && j->queued; i++) {
     struct span *end_of = &s->queue[i].head;
     for (struct span *p = end_of->next, *next; p != end_of && j->queued; p = next) {
       next = p->next;
@@ -349,14 +377,23 @@ bool sched_eager(const struct sched *s, uint64_t id) {
   return j->chunk ? j->queued >= j->chunk : (double)j->queued * j->item_ns >= TARGET_NS;
 }
 
+/* Whose turn it is; LANES: nobody's, or all must end first. */
+static enum lane turn(const struct sched *s) {
+  if (s->alone || !s->free_slots) return LANES;
+  if (LIKELY(is_empty(s, LANE_ALONE)) || s->passed < s->patience) {
+    if (!is_empty(s, LANE_AGAIN)) return LANE_AGAIN;
+    if (!is_empty(s, LANE_NEW)) return LANE_NEW;
+  }
+  return is_empty(s, LANE_ALONE) || s->free_slots < s->slots ? LANES : LANE_ALONE;
+}
+
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
-  int lane = s->queue[0].head.next != &s->queue[0].head ? 0 : 1;
-  struct span *p = s->queue[lane].head.next;
-  if (p == &s->queue[lane].head || !s->free_slots) return 0;
+  enum lane lane = turn(s);
+  if (lane == LANES) return 0;
   if (sched_prepare(s) < 0) return -ENOMEM;
+  struct span *p = s->queue[lane].head.next;
   struct job *j = job_of(s, p->job);
-  bool tried = p->crashes || p->errors;
-  uint64_t n = tried ? 1 : size_for(s, j);
+  uint64_t n = p->past.attempt > 1 ? 1 : size_for(s, j);
   if (n > p->n) n = p->n;
   *slot = s->free_slot[--s->free_slots];
   struct batch *b = &s->batch[*slot];
@@ -364,10 +401,9 @@ int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
                       .job = p->job,
                       .first = p->first,
                       .n = (unsigned)n,
-                      .urgent = lane == 0,
-                      .crashes = p->crashes,
-                      .errors = p->errors};
-  *out = (struct sched_batch){b->job, b->first, b->n, 1 + b->crashes + b->errors, lane == 0};
+                      .lane = lane,
+                      .past = p->past};
+  *out = (struct sched_batch){b->job, b->first, b->n, b->past.attempt, lane != LANE_NEW};
   p->first += n;
   p->n -= n;
   if (p->n == 0) unlink_span(s, p);
@@ -376,6 +412,8 @@ int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
   s->queued -= n;
   s->unbegun++;
   s->counts.batches++;
+  s->alone = lane == LANE_ALONE;
+  s->passed = s->alone || is_empty(s, LANE_ALONE) ? 0 : s->passed + 1;
   return 1;
 }
 
@@ -388,13 +426,14 @@ static void slot_free(struct sched *s, struct batch *b) {
   ring_out(b);
   b->state = B_FREE;
   s->free_slot[s->free_slots++] = (unsigned)(b - s->batch);
+  s->alone = false; /* it was the only one, if so */
   j->out--;
   job_release(s, j);
 }
 
 /* Items [from, n) of a batch wait again, ahead of the others; those of a forgotten job end. */
 static void requeue(struct sched *s, const struct batch *b, unsigned from, unsigned n,
-                    unsigned crashes, unsigned errors) {
+                    const struct past *past) {
   if (from >= n) return;
   const struct job *j = job_of(s, b->job);
   if (j->state == J_FORGOTTEN) {
@@ -402,25 +441,20 @@ static void requeue(struct sched *s, const struct batch *b, unsigned from, unsig
     s->counts.done += n - from;
     return;
   }
-  enqueue(s, 1,
-          &(struct span){.job = b->job,
-                         .first = b->first + from,
-                         .n = n - from,
-                         .crashes = crashes,
-                         .errors = errors});
+  enqueue(s, past->charged[SCHED_OOM] ? LANE_ALONE : LANE_AGAIN,
+          &(struct span){.job = b->job, .first = b->first + from, .n = n - from, .past = *past});
 }
 
 void sched_unpost(struct sched *s, unsigned slot, unsigned keep) {
   struct batch *b = &s->batch[slot];
   if (b->state != B_OUT || keep >= b->n) IMPOSSIBLE("what was posted cannot be unposted");
-  struct span *p = node(s), *head = &s->queue[b->urgent ? 0 : 1].head;
+  struct span *p = node(s), *head = &s->queue[b->lane].head;
   *p = (struct span){.next = head->next,
                      .prev = head,
                      .job = b->job,
                      .first = b->first + keep,
                      .n = b->n - keep,
-                     .crashes = b->crashes,
-                     .errors = b->errors};
+                     .past = b->past};
   head->next->prev = p;
   head->next = p;
   job_of(s, b->job)->queued += p->n;
@@ -434,7 +468,7 @@ void sched_unpost(struct sched *s, unsigned slot, unsigned keep) {
 bool sched_back(struct sched *s, unsigned slot, unsigned keep) {
   struct batch *b = &s->batch[slot];
   if (b->state == B_FREE || keep > b->n || keep < b->got) IMPOSSIBLE("more came back than was out");
-  requeue(s, b, keep, b->n, b->crashes, b->errors);
+  requeue(s, b, keep, b->n, &b->past);
   if (keep < b->n && keep > 0) s->counts.divided++;
   b->n = keep;
   if (b->got < b->n) return false;
@@ -446,7 +480,7 @@ bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *out, in
                unsigned *got) {
   const struct batch *b = &s->batch[slot];
   if (b->state == B_FREE) return false;
-  *out = (struct sched_batch){b->job, b->first, b->n, 1 + b->crashes + b->errors, false};
+  *out = (struct sched_batch){b->job, b->first, b->n, b->past.attempt, false};
   *worker = b->state == B_BEGUN ? (int)b->worker : -1;
   *got = b->got;
   return true;
@@ -485,19 +519,21 @@ static void done(struct sched *s) {
 }
 
 /* An item was charged: again, or is that its outcome? */
-static enum sched_verdict charge(struct sched *s, const struct batch *b, unsigned k, bool crash,
-                                 bool final) {
+static enum sched_verdict charge(struct sched *s, const struct batch *b, unsigned k,
+                                 enum sched_charge how) {
   const struct job *j = job_of(s, b->job);
-  bool left = crash ? b->crashes < j->crash_retries : b->errors < j->error_retries;
   if (j->state == J_FORGOTTEN) {
     done(s);
     return SCHED_DROP;
   }
-  if (final || !left || sched_prepare(s) < 0) {
+  if (how >= SCHED_FINAL || b->past.charged[how] >= j->retries[how] || sched_prepare(s) < 0) {
     done(s);
     return SCHED_DELIVER;
   }
-  requeue(s, b, k, k + 1, b->crashes + crash, b->errors + !crash);
+  struct past past = b->past;
+  past.charged[how]++;
+  past.attempt++;
+  requeue(s, b, k, k + 1, &past);
   s->counts.retried++;
   return SCHED_AGAIN;
 }
@@ -512,7 +548,7 @@ enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsi
   struct batch *b = &s->batch[slot];
   *freed = false;
   if (!expected(b, w, k, n)) return SCHED_FAULT;
-  *item = (struct sched_item){b->job, b->first + k, 1 + b->crashes + b->errors};
+  *item = (struct sched_item){b->job, b->first + k, b->past.attempt};
   bool wanted = job_of(s, b->job)->state != J_FORGOTTEN;
   b->got += n;
   s->pending -= n;
@@ -523,14 +559,14 @@ enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsi
 }
 
 enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
-                                 bool failed, struct sched_item *item, bool *freed) {
+                                 enum sched_charge how, struct sched_item *item, bool *freed) {
   struct batch *b = &s->batch[slot];
   *freed = false;
-  if (!failed) return sched_values(s, w, slot, k, 1, item, freed);
+  if (how == SCHED_FINE) return sched_values(s, w, slot, k, 1, item, freed);
   if (!expected(b, w, k, 1)) return SCHED_FAULT;
-  *item = (struct sched_item){b->job, b->first + k, 1 + b->crashes + b->errors};
+  *item = (struct sched_item){b->job, b->first + k, b->past.attempt};
   b->got++;
-  enum sched_verdict v = charge(s, b, k, false, false);
+  enum sched_verdict v = charge(s, b, k, how);
   if (b->got == b->n) {
     *freed = true;
     slot_free(s, b);
@@ -550,8 +586,8 @@ bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns) {
 
 /* c items were begun, p have outcomes: c == p charges nobody, c == p + 1 charges item p; anything
    else contradicts the protocol and charges item p, since something was being done to it. */
-enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next, bool final,
-                               struct sched_item *item, bool *freed) {
+enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next,
+                               enum sched_charge how, struct sched_item *item, bool *freed) {
   struct batch *b = slot >= 0 ? &s->batch[slot] : NULL;
   *item = (struct sched_item){0, 0, 0};
   *freed = false;
@@ -560,11 +596,11 @@ enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t ne
   enum sched_verdict v = SCHED_DROP;
   *freed = true;
   if (next != (int64_t)p) {
-    *item = (struct sched_item){b->job, b->first + p, 1 + b->crashes + b->errors};
-    v = charge(s, b, p, true, final);
+    *item = (struct sched_item){b->job, b->first + p, b->past.attempt};
+    v = charge(s, b, p, how);
     p++;
   }
-  requeue(s, b, p, b->n, b->crashes, b->errors);
+  requeue(s, b, p, b->n, &b->past);
   slot_free(s, b);
   return v;
 }
@@ -572,9 +608,9 @@ enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t ne
 enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item *item) {
   struct batch *b = &s->batch[slot];
   if (b->state != B_OUT) IMPOSSIBLE("blame for a batch that somebody began");
-  *item = (struct sched_item){b->job, b->first, 1 + b->crashes + b->errors};
-  enum sched_verdict v = charge(s, b, 0, true, false);
-  requeue(s, b, 1, b->n, b->crashes, b->errors);
+  *item = (struct sched_item){b->job, b->first, b->past.attempt};
+  enum sched_verdict v = charge(s, b, 0, SCHED_CRASH);
+  requeue(s, b, 1, b->n, &b->past);
   slot_free(s, b);
   return v;
 }
@@ -583,6 +619,9 @@ enum sched_verdict sched_blame(struct sched *s, unsigned slot, struct sched_item
 
 bool sched_waiting(const struct sched *s) {
   return s->queued > 0;
+}
+bool sched_dry(const struct sched *s) {
+  return s->queued == 0 || (s->free_slots && turn(s) == LANES);
 }
 uint64_t sched_pending(const struct sched *s) {
   return s->pending;

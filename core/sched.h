@@ -29,6 +29,18 @@ enum sched_verdict {
   SCHED_FAULT    /* the event contradicts what was given out */
 };
 
+/* What an item is charged with. Each has retries of its own. */
+enum sched_charge {
+  SCHED_CRASH,   /* it took its worker along */
+  SCHED_ERROR,   /* it ended by an error */
+  SCHED_TIMEOUT, /* it ran for too long */
+  SCHED_KILL,    /* somebody else killed its worker */
+  SCHED_OOM,     /* memory ran out and the kernel took its worker: it is tried again alone */
+  SCHED_CHARGES,
+  SCHED_FINAL = SCHED_CHARGES, /* not tried again, whatever its retries say */
+  SCHED_FINE                   /* it ended well */
+};
+
 struct sched_counts {
   uint64_t submitted, done, retried, batches, divided;
 };
@@ -40,8 +52,7 @@ void sched_close(struct sched *s);
 /* ---- jobs ---------------------------------------------------------------------------------- */
 
 /* chunk 0: sized from measured times. 0 or -ENOMEM. */
-int sched_job(struct sched *s, unsigned chunk, unsigned crash_retries, unsigned error_retries,
-              uint64_t *id);
+int sched_job(struct sched *s, unsigned chunk, const unsigned retries[SCHED_CHARGES], uint64_t *id);
 /* Items are added at the job's end. 0, PLUA_EARG (no such job) or -ENOMEM. */
 int sched_add(struct sched *s, uint64_t id, uint64_t count);
 /* Forgets a job: what waits is dropped, outcomes to come are SCHED_DROP. The number stays taken
@@ -60,9 +71,12 @@ uint32_t sched_index(uint64_t id);
 
 /* The next batch to give out: 1 and *slot, *b; 0 when nothing waits or no slot is free; -ENOMEM.
    The slot counts as out from then on; sched_unpost takes that back as far as it could not be
-   posted: all but 'keep' items wait again where they waited. */
+   posted: all but 'keep' items wait again where they waited. An item that memory ran out for is
+   given out when nothing else is out, and nothing else while it is: once the others are done, or
+   sched_patience batches were given out since it waits. */
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *b);
 void sched_unpost(struct sched *s, unsigned slot, unsigned keep);
+void sched_patience(struct sched *s, unsigned batches);
 /* Whether giving out now is worth it: some worker may soon be without work, or the waiting items of
    this job make a whole batch. */
 bool sched_eager(const struct sched *s, uint64_t id);
@@ -82,9 +96,10 @@ bool sched_back(struct sched *s, unsigned slot, unsigned keep);
 
 /* Worker w began the batch in 'slot'. False: a fault, as when its last one is not done. */
 bool sched_begin(struct sched *s, unsigned w, unsigned slot);
-/* Worker w published the outcome of item k of the batch in slot. *freed: the slot is free now. */
+/* Worker w published the outcome of item k of the batch in slot: SCHED_FINE, SCHED_ERROR or
+   SCHED_TIMEOUT. *freed: the slot is free now. */
 enum sched_verdict sched_outcome(struct sched *s, unsigned w, unsigned slot, unsigned k,
-                                 bool failed, struct sched_item *item, bool *freed);
+                                 enum sched_charge how, struct sched_item *item, bool *freed);
 /* The same for items [k, k + n) that went well, n at least 1: *item is the first. The verdict,
    which holds for all, is SCHED_DELIVER, SCHED_DROP or SCHED_FAULT. */
 enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsigned k, unsigned n,
@@ -93,10 +108,10 @@ enum sched_verdict sched_values(struct sched *s, unsigned w, unsigned slot, unsi
    all its outcomes have come. */
 bool sched_end(struct sched *s, unsigned w, unsigned n, int64_t ns);
 /* Worker w died in 'slot' (-1: in none), having begun 'next' items of it (-1: not known). At most
-   one item is charged: *item, if the verdict is not SCHED_DROP with job 0. 'final': it is not tried
-   again whatever its retries say. *freed: the slot is free now. */
-enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next, bool final,
-                               struct sched_item *item, bool *freed);
+   one item is charged, with 'how': *item, if the verdict is not SCHED_DROP with job 0. *freed: the
+   slot is free now. */
+enum sched_verdict sched_death(struct sched *s, unsigned w, int slot, int64_t next,
+                               enum sched_charge how, struct sched_item *item, bool *freed);
 
 /* The first item of the batch in 'slot', which no worker is known to have begun, took a worker
    along all the same: it is charged, the rest waits again, the slot is free. */
@@ -110,6 +125,7 @@ int sched_divide(struct sched *s, int64_t now_ns, bool idle, unsigned *keep);
 /* Whether a batch that was begun could be divided, now or later. */
 bool sched_divisible(struct sched *s);
 bool sched_waiting(const struct sched *s);     /* items wait for a slot */
+bool sched_dry(const struct sched *s);         /* none that could go out now does */
 uint64_t sched_pending(const struct sched *s); /* items without an outcome */
 uint64_t sched_given(const struct sched *s);   /* those of them that are out */
 unsigned sched_unbegun(const struct sched *s); /* batches out that no worker has begun */

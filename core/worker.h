@@ -65,7 +65,7 @@ enum call_source {
 };
 
 /* What 'run' answers for a reply that is an error. */
-enum { FAILED_ERROR = 1, FAILED_ENCODE = 2, FAILED_TIMEOUT = 3, FAILED_MEMORY = 4 };
+enum { FAILED_ERROR = 1, FAILED_ENCODE = 2, FAILED_MEMORY = 4, FAILED_TIMEOUT = PLUA_TIMED_OUT };
 
 /* What a job asks of its items, beside the functions. */
 struct call {

@@ -62,6 +62,8 @@ local programs <const> = {
     scribbled_7f = "by other bytes over all shared memory end in outcomes",
     items_close_fds = "by closed descriptors lose no result",
     crash_retries = "are tried again as often as was asked",
+    retries_by_kind = "have retries of their own by kind: crashes, errors, timeouts, kills",
+    retries_of_old_hosts = "killed by others are crashes to a host that knows no other name",
     error_retries = "are one thing, errors another: these have retries of their own",
     elapsed = "aside: a failed item's time is its own",
   },

@@ -203,6 +203,54 @@ function helper.wait(fn, seconds)
   until kit.now() > limit
 end
 
+-- ---- control groups ----------------------------------------------------------------------------
+
+local function can_make(dir)
+  local probe <const> = ("%s/plua-probe-%d"):format(dir, kit.pid())
+  return lfs.mkdir(probe) and lfs.rmdir(probe) and dir
+end
+
+--- Where control groups that limit memory can be made; nil where they cannot.
+---@return {dir: string, limit: string}?
+function helper.memory_groups()
+  local v1 <const>, v2 <const> = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+  if lfs.attributes(v1 .. "/memory.limit_in_bytes", "mode") and can_make(v1) then
+    return { dir = v1, limit = "memory.limit_in_bytes" }
+  end
+  local controllers <const> = read(v2 .. "/cgroup.subtree_control")
+  if controllers and controllers:find("memory") and can_make(v2) then
+    return { dir = v2, limit = "memory.max" }
+  end
+end
+
+--- Where control groups that freeze what is in them can be made; nil where they cannot.
+---@return string?
+function helper.freezer_groups()
+  local dir <const> = "/sys/fs/cgroup/freezer"
+  return lfs.attributes(dir, "mode") == "directory" and can_make(dir) or nil
+end
+
+--- A control group of its own below `dir`, to be closed: a process joins it by writing its number
+--- into the file `procs`.
+---@return {path: string, procs: string}
+function helper.group(dir)
+  serial = serial + 1
+  local path <const> = ("%s/plua-spec-%d-%d"):format(dir, kit.pid(), serial)
+  assert(lfs.mkdir(path))
+  return setmetatable({ path = path, procs = path .. "/cgroup.procs" }, {
+    __close = function() -- what ran there may still be on its way out
+      assert(helper.wait(function() return lfs.rmdir(path) end), path .. ": cannot be removed")
+    end,
+  })
+end
+
+--- One that limits memory to `bytes`.
+function helper.memory_group(groups, bytes)
+  local group <const> = helper.group(groups.dir)
+  write(group.path .. "/" .. groups.limit, tostring(bytes))
+  return group
+end
+
 -- ---- what a spec leaves behind -----------------------------------------------------------------
 
 local function descriptors()

@@ -25,7 +25,8 @@ Options of lua:
 Defaults for every parallel call of the script (--name value or --name=value):
   -j, --workers N            worker processes: a number, "50%" of the cores, 0 for none
   --chunksize N              items that a worker takes at once, or "auto"
-  --retries N                how often a failed item is run again; else 1 after a crash
+  --retries N                how often a failed item is run again; or by kind, as in
+                             crash=2,error=1,timeout=0,killed=3,oom=3
   --timeout S                seconds that an item may run; 0.5 is fine
   --on-error raise|collect   stop at the first item that fails, or go on and report all
   --memory SIZE              what a worker may use of its own: 512M, 2G

@@ -11,9 +11,10 @@ local M <const> = {}
 --- `tostring(err)` is what a person needs: what, which item, where, the worker's traceback.
 --
 -- The kinds: "error" the function raised; "crash" a signal ended its worker; "exit" its worker
--- exited; "timeout" it ran, or was waited for, too long; "memory" there was no more,
--- or no more within its limit; "cancelled" it was taken back; "encode" a value cannot cross; "init"
--- workers cannot start; "lost" it has no outcome, as its pool ended.
+-- exited; "timeout" it ran, or was waited for, too long; "memory" there was no more within its
+-- limit, or memory ran out and the kernel ended its worker; "cancelled" it was taken back; "encode"
+-- a value cannot cross; "init" workers cannot start; "lost" it has no outcome, as its pool ended, or
+-- its worker was killed and does not end.
 ---@class plua.Error
 ---@field kind "error"|"crash"|"exit"|"timeout"|"memory"|"cancelled"|"encode"|"init"|"lost"
 ---@field message string   what happened, in a sentence
@@ -132,6 +133,13 @@ local function too_long(err, _, timeout)
   return ("%s, did not stop, and %s was killed%s"):format(text, who(err), tries(err))
 end
 
+-- The remedy stands on a line of its own.
+local function out_of_memory(err)
+  return ("memory ran out: the kernel's OOM killer ended %s while it ran %s%s\n" ..
+    "  use fewer workers, or set a limit on each by the option memory"):format(who(err),
+    which(err) or "an item", tries(err))
+end
+
 -- Texts for what no function raised.
 local MESSAGE <const> = {
   timeout = too_long,
@@ -145,6 +153,7 @@ local MESSAGE <const> = {
   end,
 }
 MESSAGE.exit = MESSAGE.crash
+MESSAGE.memory = function(err, reason) return err.signal and out_of_memory(err) or reason end
 
 -- ---- frames -----------------------------------------------------------------------------------
 
@@ -308,6 +317,7 @@ end
 
 -- Messages of these kinds name the item by themselves, and of those who lost their worker, it.
 local WHOLE <const> = { crash = true, exit = true, cancelled = true, timeout = true }
+local function is_whole(err) return WHOLE[err.kind] or err.kind == "memory" and err.signal end
 
 -- What happened at the place that an error names.
 local VERB <const> = { timeout = "stuck", memory = "wanted" }
@@ -351,7 +361,7 @@ end
 function Error.__tostring(err)
   if err.kind == "encode" and not err.attempts then return not_sent(err) end
   local parts = {}
-  local subject <const> = not WHOLE[err.kind] and which(err)
+  local subject <const> = not is_whole(err) and which(err)
   local said = err.message
   if err.kind == "encode" then said = said:gsub("^result:? ?", NO_WAY) end
   parts[1] = subject and subject .. ": " .. said or said
@@ -361,7 +371,7 @@ function Error.__tostring(err)
     local verb <const> = VERB[err.kind] or "raised"
     parts[1] = ("%s (%s at %s)"):format(parts[1], verb, where)
   end
-  if not WHOLE[err.kind] or err.kind == "timeout" and not err.signal then
+  if not is_whole(err) or err.kind == "timeout" and not err.signal then
     local by <const> = (err.worker and "in " .. who(err) or "") .. tries(err)
     if by ~= "" then parts[#parts + 1] = "  " .. by:gsub("^; ", "") end
   end

@@ -18,8 +18,10 @@ local M <const> = {}
 ---  answers. A one-shot call starts no more than it has items
 ---@field chunksize? integer|"auto"  items that a worker takes at once, 1 to 65535. Default "auto":
 ---  about half a millisecond of work, by measured rates
----@field retries? integer  how often an item is run again, 0 or more. Default: once where its
----  worker died while running it, never after an error or a timeout. With 0 no item is begun twice
+---@field retries? integer|plua.Retries  how often an item is run again: a number for every kind of
+---  failure, or numbers by kind. Default: once where it took its worker along, three times where
+---  somebody else killed the worker or memory ran out, never after an error or a timeout. With 0 no
+---  item is begun twice. On the command line: --retries 2 or --retries crash=2,error=1
 ---@field timeout? number  seconds that an item may run, above 0; math.huge and the default: as long
 ---  as it likes. Then it is interrupted, or its worker is killed where it does not stop; its
 ---  outcome is an error of kind "timeout". Of mapreduce, seconds for a block. Nothing can stop an
@@ -45,6 +47,15 @@ local M <const> = {}
 ---  for each item by this and its index. Default: drawn from the caller's math.random
 ---@field nested? boolean  whether a call inside an item may have workers of its own. Default false:
 ---  it runs in the worker
+
+--- How often an item is run again, by what became of it. An item that failed is run by itself.
+---@class plua.Retries
+---@field crash? integer  its worker died or exited while running it; default 1
+---@field error? integer  the function raised, or the result cannot cross; default 0
+---@field timeout? integer  it ran longer than its timeout; default 0
+---@field killed? integer  SIGKILL or SIGTERM that plua did not send ended its worker; default 3
+---@field oom? integer  memory ran out and the kernel ended its worker: then it is run while no
+---  other item runs; default 3
 
 local WORKERS_MAX <const> = 65000
 local PERCENT <const> = "^%s*(%d+%.?%d*)%s*%%%s*$"
@@ -101,13 +112,52 @@ local function seconds(value)
 end
 
 local SIZE <const> = "a number of bytes or one with a unit such as \"512M\", at least \"64K\""
+local RETRIES <const> = { crash = 1, error = 0, timeout = 0, killed = 3, oom = 3 }
+local RETRIES_MAX <const> = 1 << 30
+local KINDS <const> = { "crash", "error", "timeout", "killed", "oom" }
+local times <const> = integer(0, RETRIES_MAX)
+
+-- A number, or numbers by kind. nil, and what is wrong where more can be told of it.
+local function retries(value)
+  if type(value) ~= "table" then return times(value) end
+  local fine <const> = {}
+  for kind, n in next, value do
+    if not RETRIES[kind] then
+      return nil, ("option 'retries' knows no kind '%s'; the nearest is '%s'"):format(
+        tostring(kind), M.nearest(kind, KINDS))
+    end
+    fine[kind] = times(n)
+    if not fine[kind] then
+      return nil, ("option 'retries': %s must be a whole number, 0 or more, not %s"):format(kind,
+        tostring(n))
+    end
+  end
+  return fine
+end
+
+--- How often items are run again, as handle:job takes it.
+---@param wanted nil|integer|table  the option, checked
+---@param spec table  gets the fields
+---@return table spec
+function M.set_retries(wanted, spec)
+  local by_kind <const> = type(wanted) == "table" and wanted or {}
+  local function of(kind)
+    return math.type(wanted) and wanted or by_kind[kind] or RETRIES[kind]
+  end
+  spec.crash_retries, spec.error_retries, spec.timeout_retries = of "crash", of "error",
+    of "timeout"
+  spec.kill_retries, spec.oom_retries = of "killed", of "oom"
+  return spec
+end
+
 local INTEGER <const> = integer(math.mininteger, math.maxinteger)
 
 -- name -> { what turns a value into the option's or nil, what it may be, only for teams }
 local OPTIONS <const> = {
   workers = { workers, "a whole number, a share like \"50%\", or 0", true },
   chunksize = { chunksize, "a whole number from 1 to 65535, or \"auto\"" },
-  retries = { integer(0, 1 << 30), "a whole number, 0 or more" },
+  retries = { retries, "a whole number, 0 or more, or such numbers by kind: crash, error, " ..
+    "timeout, killed, oom" },
   timeout = { seconds, "a number of seconds above 0" },
   on_error = { on_error, "\"raise\", \"collect\" or a function" },
   init = { of_type("function"), "a function", true },
@@ -170,12 +220,23 @@ local function accept(name, value)
     return nil, ("unknown option '%s'; the nearest is '%s'"):format(tostring(name),
       M.nearest(name, M.names))
   end
-  local fine <const> = option[1](value)
+  local fine <const>, why <const> = option[1](value)
   if fine == nil then
-    return nil, ("option '%s' must be %s, not %s %s"):format(name, option[2], type(value),
+    return nil, why or ("option '%s' must be %s, not %s %s"):format(name, option[2], type(value),
       shown(value))
   end
   return fine
+end
+
+-- "crash=2,error=1" as a table; other texts as they are.
+local function by_kind(text)
+  local list <const> = {}
+  for part in text:gmatch("[^,]+") do
+    local kind <const>, n <const> = part:match("^%s*([%w_]+)%s*=%s*(%S+)%s*$")
+    if not kind then return text end
+    list[kind] = math.tointeger(tonumber(n)) or n
+  end
+  return next(list) and list or text
 end
 
 --- Sets what calls use where they say nothing themselves, as the command line does.
@@ -188,6 +249,7 @@ function M.set_defaults(values)
   for name, value in next, values do
     if value == "true" or value == "false" then value = value == "true" end
     local number <const> = type(value) == "string" and tonumber(value) or nil
+    if name == "retries" and not number and type(value) == "string" then value = by_kind(value) end
     local fine <const>, message <const> = accept(name, math.tointeger(number) or number or value)
     if fine == nil then return nil, message end
     fresh[name] = fine

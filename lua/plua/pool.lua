@@ -437,11 +437,11 @@ function M.open(opts)
   return setmetatable({
     handle = handle, opts = given, workers = workers, state = "open", calls = 0,
     streams = setmetatable({}, { __mode = "k" }),
-    apply_spec = {
+    apply_spec = options.set_retries(given.retries, {
       mode = core.APPLY, keep = core.FUTURES, policy = core.COLLECT, open = true,
-      seed = run.seed(given), timeout = given.timeout, crash_retries = given.retries or 1,
-      error_retries = given.retries or 0, chunksize = math.tointeger(given.chunksize) or 0,
-    },
+      seed = run.seed(given), timeout = given.timeout,
+      chunksize = math.tointeger(given.chunksize) or 0,
+    }),
   }, Pool)
 end
 

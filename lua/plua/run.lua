@@ -7,6 +7,7 @@
 local core <const> = require("plua.core")
 local data <const> = require("plua.data")
 local errors <const> = require("plua.errors")
+local options <const> = require("plua.options")
 
 local M <const> = {}
 
@@ -50,14 +51,13 @@ end
 ---@return table
 function M.spec(call)
   local opts <const>, source <const> = call.opts, call.source
-  return {
+  return options.set_retries(opts.retries, {
     mode = call.mode, keep = call.keep, total = source.n,
     policy = POLICY[opts.on_error or "raise"] or core.CALL,
     chunksize = math.tointeger(opts.chunksize) or 0,
-    crash_retries = opts.retries or 1, error_retries = opts.retries or 0,
     timeout = opts.timeout,
     data = source.list or source.range,
-  }
+  })
 end
 
 --- The seed of a call: its option, or a draw from the caller's generator.

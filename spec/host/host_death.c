@@ -59,7 +59,8 @@ static void crashes_with(int workers, unsigned flags, void *mine) {
   plua_tasks t = {.size = sizeof t, .run = crash_each_tenth};
   struct drive d;
   count_runs(1000);
-  drive_submit(&d, host_open_with(workers, &o, &t), 1000, (plua_job){.crash_retries = 1});
+  drive_submit(&d, host_open_with(workers, &o, &t), 1000,
+               (plua_job){.crash_retries = 1, .kill_retries = 1});
   d.on = expect_tenth;
   d.mine = mine;
   drive(&d);
@@ -192,7 +193,7 @@ static void kills(void) {
     struct drive d;
     plua_options o = {.flags = round & 1 ? PLUA_SPARE : 0};
     plua_tasks t = {.size = sizeof t, .run = work_a_little};
-    plua_job job = {.crash_retries = 100, .chunksize = round & 2 ? 0 : 7};
+    plua_job job = {.crash_retries = 100, .kill_retries = 100, .chunksize = round & 2 ? 0 : 7};
     drive_submit(&d, host_open_with(3, &o, &t), 5000, job);
     d.on = hunt;
     d.mine = &h;
@@ -384,6 +385,55 @@ static void error_retries(void) {
   forget_runs(10);
 }
 
+/* The first digit of its index says what becomes of an item, again and again. */
+static int end_in_its_way(void *ctx, const plua_item *item, plua_out *out) {
+  (void)ctx;
+  (void)out;
+  ran[item->index]++;
+  if (item->index < 10) abort();
+  if (item->index < 20) return 1;
+  if (item->index < 30) return PLUA_TIMED_OUT;
+  raise(item->index < 40 ? SIGKILL : SIGTERM);
+  return 0;
+}
+
+static const int ways[5] = {2, 3, 4, 5, 5}; /* attempts */
+
+static void expect_ways(struct drive *d, const plua_event *e) {
+  (void)d;
+  if (e->what != PLUA_RESULT && e->what != PLUA_LOST) return;
+  CHECK_IS(e->attempts, ways[e->index / 10]);
+  CHECK_IS(e->what, e->index / 10 % 3 && e->index < 30 ? PLUA_RESULT : PLUA_LOST);
+}
+
+/* Each kind of failure has retries of its own. */
+static void retries_by_kind(void) {
+  struct drive d = {.on = expect_ways};
+  count_runs(50);
+  host_map(
+    host_open(2, end_in_its_way), 50, &d,
+    (plua_job){.crash_retries = 1, .error_retries = 2, .timeout_retries = 3, .kill_retries = 4});
+  CHECK_IS(d.errors, 20);
+  CHECK_IS(d.lost, 30);
+  for (int i = 0; i < 50; i++) CHECK_IS(ran[i], ways[i / 10]);
+  forget_runs(50);
+}
+
+/* A host that was built before kills were told from crashes: its crash_retries are for both. */
+static void retries_of_old_hosts(void) {
+  struct drive d;
+  count_runs(40);
+  plua_pool *p = host_open(2, end_in_its_way);
+  drive_init(&d, p, 40);
+  plua_job job = {.size = offsetof(plua_job, timeout_retries), .count = 40, .crash_retries = 2};
+  CHECK_IS(plua_submit(p, &job, &d.job), 0);
+  drive(&d);
+  drive_end(&d);
+  plua_close(p);
+  for (int i = 0; i < 40; i++) CHECK_IS(ran[i], i / 10 % 3 ? 1 : 3);
+  forget_runs(40);
+}
+
 static int slow_then_fail(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   (void)out;
@@ -421,6 +471,8 @@ int main(int argc, char **argv) {
     {"scribbled_7f", scribbled_7f},
     {"crash_retries", crash_retries},
     {"error_retries", error_retries},
+    {"retries_by_kind", retries_by_kind},
+    {"retries_of_old_hosts", retries_of_old_hosts},
     {"elapsed", elapsed},
     {NULL, NULL},
   };

@@ -19,10 +19,11 @@ enum { ITEMS = 4, SLOTS = 2, WORKERS = 2, JOBS = 2, PATH_MAX_EVENTS = 128 };
 
 /* ---- the model ------------------------------------------------------------------------------- */
 
+enum { AGAIN, NEW, ALONE, LANES }; /* AGAIN: was out before; ALONE: memory ran out for it */
 enum place { ABSENT, WAITS, OUT, DONE, GONE }; /* GONE: withdrawn, or nobody wants it */
 
 struct item {
-  unsigned char place, crashes, errors;
+  unsigned char place, charged[SCHED_CHARGES];
 };
 
 struct slot {
@@ -30,14 +31,14 @@ struct slot {
 };
 
 struct model {
-  struct item item[ITEMS];              /* those of job 0, then those of job 1 */
-  unsigned char lane[2][ITEMS], len[2]; /* who waits, in order; lane 0 was out before */
+  struct item item[ITEMS];                      /* those of job 0, then those of job 1 */
+  unsigned char lane[LANES][ITEMS], len[LANES]; /* who waits, in order */
   struct slot slot[SLOTS];
-  unsigned char added[JOBS], forgotten[JOBS], timed[WORKERS], done, retried;
+  unsigned char added[JOBS], forgotten[JOBS], timed[WORKERS], done, retried, passed;
 };
 
 static struct config {
-  unsigned items, jobs, slots, workers, chunk, crash_retries, error_retries;
+  unsigned items, jobs, slots, workers, chunk, retries[SCHED_CHARGES], patience;
 } conf;
 
 enum kind { ADD, POST, UNPOST, BEGIN, OK, RESULTS, FAIL, END, DEATH, BACK, WITHDRAW, FORGET };
@@ -56,11 +57,17 @@ struct run {
 static struct event path[PATH_MAX_EVENTS];
 static unsigned path_len;
 
+static void tell_config(void) {
+  fprintf(stderr, "items %u jobs %u slots %u workers %u chunk %u patience %u retries", conf.items,
+          conf.jobs, conf.slots, conf.workers, conf.chunk, conf.patience);
+  for (int i = 0; i < SCHED_CHARGES; i++) fprintf(stderr, " %u", conf.retries[i]);
+}
+
 static void tell_path(void) {
   static const char *const name[] = {"add", "post",  "unpost", "begin",    "ok",    "fail",
                                      "end", "death", "back",   "withdraw", "forget"};
-  fprintf(stderr, "items %u jobs %u slots %u workers %u chunk %u retries %u %u:", conf.items,
-          conf.jobs, conf.slots, conf.workers, conf.chunk, conf.crash_retries, conf.error_retries);
+  tell_config();
+  fprintf(stderr, ":");
   for (unsigned i = 0; i < path_len; i++)
     fprintf(stderr, " %s(%u %u %u)", name[path[i].kind], path[i].a, path[i].b, path[i].c);
   fprintf(stderr, "\n");
@@ -86,7 +93,9 @@ static unsigned job_of(unsigned i) {
   return i / per_job();
 }
 static unsigned attempt_of(const struct item *i) {
-  return 1u + i->crashes + i->errors;
+  unsigned n = 1;
+  for (int k = 0; k < SCHED_CHARGES; k++) n += i->charged[k];
+  return n;
 }
 
 static void wait_in(struct model *m, unsigned lane, unsigned i) {
@@ -106,7 +115,7 @@ static void wait_first(struct model *m, unsigned lane, unsigned i) {
 }
 
 static void leave_lane(struct model *m, unsigned i) {
-  for (unsigned lane = 0; lane < 2; lane++)
+  for (unsigned lane = 0; lane < LANES; lane++)
     for (unsigned k = 0; k < m->len[lane]; k++)
       if (m->lane[lane][k] == i) {
         memmove(m->lane[lane] + k, m->lane[lane] + k + 1, m->len[lane] - k - 1u);
@@ -127,11 +136,35 @@ static struct slot *slot_of(struct model *m, unsigned w) {
   return NULL;
 }
 
+static unsigned slots_out(const struct model *m) {
+  unsigned n = 0;
+  for (unsigned s = 0; s < conf.slots; s++) n += m->slot[s].out;
+  return n;
+}
+
+/* Items that were out wait ahead of others; those that memory ran out for, for their turn. */
+static unsigned lane_of(const struct model *m, unsigned i) {
+  return m->item[i].charged[SCHED_OOM] ? ALONE : AGAIN;
+}
+
+/* Which lane is next; LANES: nothing may go out. */
+static unsigned turn(const struct model *m) {
+  unsigned out = slots_out(m);
+  for (unsigned s = 0; s < conf.slots; s++)
+    if (m->slot[s].out && m->item[m->slot[s].first].charged[SCHED_OOM]) return LANES;
+  if (out == conf.slots) return LANES;
+  if (!m->len[ALONE] || m->passed < conf.patience) {
+    if (m->len[AGAIN]) return AGAIN;
+    if (m->len[NEW]) return NEW;
+  }
+  return m->len[ALONE] && !out ? ALONE : LANES;
+}
+
 /* ---- events, on both ------------------------------------------------------------------------- */
 
 static void do_add(struct run *r, unsigned job, unsigned n) {
   CHECK(sched_add(r->sched, r->id[job], n) == 0);
-  for (; n; n--) wait_in(&r->m, 1, job * per_job() + r->m.added[job]++);
+  for (; n; n--) wait_in(&r->m, NEW, job * per_job() + r->m.added[job]++);
 }
 
 /* What waits longest goes first, what was out before even sooner; neighbours of one history only.
@@ -139,11 +172,12 @@ static void do_add(struct run *r, unsigned job, unsigned n) {
 static unsigned do_post(struct run *r) {
   struct model *m = &r->m;
   struct sched_batch b;
-  unsigned s, lane = m->len[0] ? 0 : 1, first = m->lane[lane][0];
+  unsigned s, lane = turn(m), first = m->lane[lane][0];
   CHECK(sched_post(r->sched, &s, &b) == 1);
   CHECK(s < conf.slots && !m->slot[s].out);
   CHECK(b.job == r->id[job_of(first)] && b.first == first % per_job());
-  CHECK(b.n >= 1 && b.n <= m->len[lane] && b.urgent == (lane == 0));
+  CHECK(b.n >= 1 && b.n <= m->len[lane] && b.urgent == (lane != NEW));
+  CHECK(lane == NEW || attempt_of(&m->item[first]) == 1 || b.n == 1);
   CHECK(!conf.chunk || b.n <= conf.chunk);
   for (unsigned k = 0; k < b.n; k++) {
     CHECK(m->lane[lane][0] == first + k && job_of(first + k) == job_of(first));
@@ -152,11 +186,12 @@ static unsigned do_post(struct run *r) {
     m->item[first + k].place = OUT;
   }
   m->slot[s] = (struct slot){.out = 1, .first = (unsigned char)first, .n = (unsigned char)b.n};
+  m->passed = lane == ALONE || !m->len[ALONE] ? 0 : (unsigned char)(m->passed + 1);
   return s;
 }
 
 static void do_unpost(struct run *r, unsigned keep) {
-  unsigned lane = r->m.len[0] ? 0 : 1, s = do_post(r);
+  unsigned lane = turn(&r->m), s = do_post(r);
   struct slot *t = &r->m.slot[s];
   if (keep >= t->n) return;
   sched_unpost(r->sched, s, keep);
@@ -172,14 +207,13 @@ static void do_begin(struct run *r, unsigned w, unsigned s) {
 }
 
 /* The oldest open item of a batch was charged. */
-static enum sched_verdict charge(struct model *m, unsigned i, bool crash, bool final) {
+static enum sched_verdict charge(struct model *m, unsigned i, enum sched_charge how) {
   struct item *it = &m->item[i];
-  bool left = crash ? it->crashes < conf.crash_retries : it->errors < conf.error_retries;
-  if (!m->forgotten[job_of(i)] && left && !final) {
-    it->crashes = (unsigned char)(it->crashes + crash);
-    it->errors = (unsigned char)(it->errors + !crash);
+  bool left = how != SCHED_FINAL && it->charged[how] < conf.retries[how];
+  if (!m->forgotten[job_of(i)] && left) {
+    it->charged[how]++;
     m->retried++;
-    wait_in(m, 0, i);
+    wait_in(m, lane_of(m, i), i);
     return SCHED_AGAIN;
   }
   it->place = m->forgotten[job_of(i)] ? GONE : DONE;
@@ -193,20 +227,20 @@ static void check_item(const struct run *r, const struct sched_item *it, unsigne
   CHECK(it->attempt == tries);
 }
 
-static void do_outcome(struct run *r, unsigned w, bool failed) {
+static void do_outcome(struct run *r, unsigned w, enum sched_charge how) {
   struct slot *t = slot_of(&r->m, w);
   struct sched_item it;
   bool freed;
   unsigned s = (unsigned)(t - r->m.slot), i = t->first + t->got;
   unsigned tries = attempt_of(&r->m.item[i]);
   CHECK(i < ITEMS && r->m.item[i].place == OUT);
-  enum sched_verdict v = sched_outcome(r->sched, w, s, t->got, failed, &it, &freed);
+  enum sched_verdict v = sched_outcome(r->sched, w, s, t->got, how, &it, &freed);
   t->got++;
   CHECK(freed == (t->got == t->n));
   if (freed) *t = (struct slot){0};
   check_item(r, &it, i, tries);
-  if (failed) {
-    CHECK(v == charge(&r->m, i, false, false));
+  if (how != SCHED_FINE) {
+    CHECK(v == charge(&r->m, i, how));
     return;
   }
   r->m.item[i].place = r->m.forgotten[job_of(i)] ? GONE : DONE;
@@ -232,25 +266,24 @@ static void do_results(struct run *r, unsigned w, unsigned n) {
   r->m.done += n;
 }
 
-/* 'how': 0 begun is got, 1 begun is got + 1, 2 not known, 3 impossible; + 4: final. */
-static void do_death(struct run *r, unsigned w, unsigned how) {
+/* 'begun': 0 begun is got, 1 begun is got + 1, 2 not known, 3 impossible. */
+static void do_death(struct run *r, unsigned w, unsigned begun, enum sched_charge how) {
   struct slot *t = slot_of(&r->m, w), was = *t;
   struct sched_item it;
   bool freed;
-  int64_t next = how % 4 == 2 ? -1 : (int64_t)(was.got + how % 4);
+  int64_t next = begun == 2 ? -1 : (int64_t)(was.got + begun);
   unsigned i = was.first + was.got, tries = attempt_of(&r->m.item[i]), rest = i;
-  enum sched_verdict v = sched_death(r->sched, w, (int)(t - r->m.slot), next, how >= 4, &it,
-                                     &freed);
+  enum sched_verdict v = sched_death(r->sched, w, (int)(t - r->m.slot), next, how, &it, &freed);
   CHECK(freed);
   *t = (struct slot){0};
-  if (how % 4 == 0) {
+  if (begun == 0) {
     CHECK(v == SCHED_DROP && it.job == 0);
   } else {
     check_item(r, &it, i, tries);
-    CHECK(v == charge(&r->m, i, true, how >= 4));
+    CHECK(v == charge(&r->m, i, how));
     rest++;
   }
-  for (unsigned k = rest; k < was.first + was.n; k++) wait_in(&r->m, 0, k);
+  for (unsigned k = rest; k < was.first + was.n; k++) wait_in(&r->m, lane_of(&r->m, k), k);
 }
 
 static void do_back(struct run *r, unsigned s, unsigned keep) {
@@ -260,7 +293,8 @@ static void do_back(struct run *r, unsigned s, unsigned keep) {
   CHECK(freed == (keep == was.got));
   t->n = (unsigned char)keep;
   if (freed) *t = (struct slot){0};
-  for (unsigned k = was.first + keep; k < was.first + was.n; k++) wait_in(&r->m, 0, k);
+  for (unsigned k = was.first + keep; k < was.first + was.n; k++)
+    wait_in(&r->m, lane_of(&r->m, k), k);
 }
 
 static unsigned drop_waiting(struct model *m, unsigned job, unsigned first, unsigned end) {
@@ -290,20 +324,20 @@ static void play(struct run *r, struct event e) {
     do_begin(r, e.a, e.b);
     return;
   case OK:
-    do_outcome(r, e.a, false);
+    do_outcome(r, e.a, SCHED_FINE);
     return;
   case RESULTS:
     do_results(r, e.a, e.b);
     return;
   case FAIL:
-    do_outcome(r, e.a, true);
+    do_outcome(r, e.a, (enum sched_charge)e.b);
     return;
   case END:
     CHECK(sched_end(r->sched, e.a, 1, 1000));
     r->m.timed[e.a] = 1;
     return;
   case DEATH:
-    do_death(r, e.a, e.b);
+    do_death(r, e.a, e.b, (enum sched_charge)e.c);
     return;
   case BACK:
     do_back(r, e.a, e.b);
@@ -319,15 +353,9 @@ static void play(struct run *r, struct event e) {
   }
 }
 
-static unsigned slots_out(const struct model *m) {
-  unsigned n = 0;
-  for (unsigned s = 0; s < conf.slots; s++) n += m->slot[s].out;
-  return n;
-}
-
 /* Every event that may happen in a state. */
 static unsigned possible(struct model *m, struct event *e) {
-  unsigned n = 0, wait = m->len[0] + m->len[1];
+  unsigned n = 0;
   for (unsigned char j = 0; j < conf.jobs; j++) {
     unsigned char left = (unsigned char)(per_job() - m->added[j]);
     if (m->forgotten[j]) continue;
@@ -338,7 +366,7 @@ static unsigned possible(struct model *m, struct event *e) {
       if (m->item[j * per_job() + k].place == WAITS)
         e[n++] = (struct event){WITHDRAW, j, k, (unsigned char)(k + 1)};
   }
-  if (wait && slots_out(m) < conf.slots) {
+  if (turn(m) != LANES) {
     e[n++] = (struct event){POST, 0, 0, 0};
     e[n++] = (struct event){UNPOST, 0, 0, 0};
     if (conf.chunk != 1) e[n++] = (struct event){UNPOST, 1, 0, 0};
@@ -358,9 +386,13 @@ static unsigned possible(struct model *m, struct event *e) {
     e[n++] = (struct event){OK, w, 0, 0};
     for (unsigned char k = 2; k <= slot_of(m, w)->n - slot_of(m, w)->got; k++)
       e[n++] = (struct event){RESULTS, w, k, 0};
-    e[n++] = (struct event){FAIL, w, 0, 0};
-    for (unsigned char how = 0; how < 5; how++)
-      e[n++] = (struct event){DEATH, w, how == 4 ? 5 : how, 0};
+    e[n++] = (struct event){FAIL, w, SCHED_ERROR, 0};
+    if (conf.retries[SCHED_TIMEOUT]) e[n++] = (struct event){FAIL, w, SCHED_TIMEOUT, 0};
+    for (unsigned char begun = 0; begun < 4; begun++)
+      e[n++] = (struct event){DEATH, w, begun, SCHED_CRASH};
+    e[n++] = (struct event){DEATH, w, 1, SCHED_FINAL};
+    for (unsigned char how = SCHED_TIMEOUT; how < SCHED_CHARGES; how++)
+      if (conf.retries[how]) e[n++] = (struct event){DEATH, w, 1, how};
   }
   return n;
 }
@@ -380,6 +412,8 @@ static void check_counts(const struct run *r) {
   CHECK(sched_pending(r->sched) == added - m->done);
   CHECK(m->done == count_place(m, DONE) + count_place(m, GONE));
   CHECK(sched_waiting(r->sched) == (count_place(m, WAITS) > 0));
+  CHECK(slots_out(m) == conf.slots || sched_dry(r->sched) == (turn(m) == LANES));
+  CHECK(m->passed <= conf.patience);
   CHECK(sched_unbegun(r->sched) == unbegun);
   CHECK(sched_divisible(r->sched) == (begun > 0));
 }
@@ -405,10 +439,13 @@ static void check_slots(const struct run *r) {
   }
 }
 
-/* What a broken worker might say changes nothing. */
+/* What a broken worker might say changes nothing; nor does a post that is out of turn. */
 static void check_refusals(struct run *r) {
   struct sched_item it;
+  struct sched_batch b;
   bool freed;
+  unsigned slot;
+  if (turn(&r->m) == LANES) CHECK(sched_post(r->sched, &slot, &b) == 0);
   for (unsigned w = 0; w <= conf.workers; w++)
     for (unsigned s = 0; s < conf.slots; s++) {
       const struct slot *t = &r->m.slot[s];
@@ -423,9 +460,9 @@ static void check_refusals(struct run *r) {
       if (w == conf.workers || !t->out || t->begun || slot_of(&r->m, w))
         CHECK(!sched_begin(r->sched, w, s));
       if (mine) continue;
-      CHECK(sched_death(r->sched, w, (int)s, 1, false, &it, &freed) == SCHED_DROP);
+      CHECK(sched_death(r->sched, w, (int)s, 1, SCHED_OOM, &it, &freed) == SCHED_DROP);
       CHECK(!freed && it.job == 0);
-      CHECK(sched_death(r->sched, w, -1, -1, false, &it, &freed) == SCHED_DROP && !freed);
+      CHECK(sched_death(r->sched, w, -1, -1, SCHED_CRASH, &it, &freed) == SCHED_DROP && !freed);
     }
 }
 
@@ -446,11 +483,11 @@ static void finish(struct run *r) {
     if (!r->m.forgotten[j] && r->m.added[j] < per_job()) do_add(r, j, per_job() - r->m.added[j]);
   for (unsigned steps = 0; sched_pending(r->sched); steps++) {
     CHECK(steps < 100);
-    while (r->m.len[0] + r->m.len[1] && slots_out(&r->m) < conf.slots) do_post(r);
+    while (turn(&r->m) != LANES) do_post(r);
     for (unsigned s = 0; s < conf.slots; s++)
       if (r->m.slot[s].out && !r->m.slot[s].begun && !slot_of(&r->m, 0)) do_begin(r, 0, s);
     for (unsigned w = 0; w < conf.workers; w++)
-      while (slot_of(&r->m, w)) do_outcome(r, w, false);
+      while (slot_of(&r->m, w)) do_outcome(r, w, SCHED_FINE);
   }
   check_counts(r);
   CHECK(slots_out(&r->m) == 0);
@@ -468,7 +505,8 @@ static void check_slots_free(struct sched *s) {
   uint64_t id;
   struct sched_batch b;
   unsigned slot, used = 0;
-  CHECK(sched_job(s, 1, 0, 0, &id) == 0 && sched_add(s, id, conf.slots + 1) == 0);
+  static const unsigned none[SCHED_CHARGES];
+  CHECK(sched_job(s, 1, none, &id) == 0 && sched_add(s, id, conf.slots + 1) == 0);
   for (unsigned i = 0; i < conf.slots; i++, used |= 1u << slot)
     CHECK(sched_post(s, &slot, &b) == 1);
   CHECK(used == (1u << conf.slots) - 1);
@@ -504,7 +542,7 @@ static void swap_workers(struct model *m) {
 /* Makes states equal that differ only by the names of slots and workers, or by what lies past a
    lane's end. */
 static void normalise(struct model *m) {
-  for (unsigned lane = 0; lane < 2; lane++)
+  for (unsigned lane = 0; lane < LANES; lane++)
     memset(m->lane[lane] + m->len[lane], 0, (size_t)ITEMS - m->len[lane]);
   struct slot *s = m->slot, was = s[0];
   if (!s[0].out ? s[1].out : s[1].out && s[1].first < s[0].first) {
@@ -534,8 +572,9 @@ static void open_run(struct run *r) {
   memset(r, 0, sizeof *r);
   CHECK(sched_open(&r->sched, conf.slots, conf.workers) == 0);
   sched_team(r->sched, conf.workers);
+  sched_patience(r->sched, conf.patience);
   for (unsigned j = 0; j < conf.jobs; j++)
-    CHECK(sched_job(r->sched, conf.chunk, conf.crash_retries, conf.error_retries, &r->id[j]) == 0);
+    CHECK(sched_job(r->sched, conf.chunk, conf.retries, &r->id[j]) == 0);
 }
 
 static void path_to(uint32_t n) {
@@ -590,35 +629,58 @@ static void explore(struct config c) {
   memset(seen, 0, sizeof *seen * seen_cap);
   for (uint32_t n = 0; n < nodes; n++) visit(n);
   states += nodes;
-  if (getenv("VERBOSE"))
-    fprintf(stderr, "items %u jobs %u slots %u workers %u chunk %u retries %u %u: %u states\n",
-            c.items, c.jobs, c.slots, c.workers, c.chunk, c.crash_retries, c.error_retries, nodes);
+  if (!getenv("VERBOSE")) return;
+  tell_config();
+  fprintf(stderr, ": %u states\n", nodes);
 }
 
 /* Items times tries is what makes the number of states grow. */
 static bool affordable(const struct config *c, unsigned bound) {
-  unsigned tries = c->items * (1 + c->crash_retries) * (1 + c->error_retries);
+  unsigned tries = c->items;
+  for (int i = 0; i < SCHED_CHARGES; i++) tries *= 1 + c->retries[i];
   if (c->jobs == 2 || c->workers * c->slots == 4) tries += tries / 2;
   return tries <= bound;
 }
 
+/* All sizes of scheduler, with these retries. */
+static void explore_sizes(struct config c, unsigned bound) {
+  for (c.chunk = 0; c.chunk <= 2; c.chunk++)
+    for (c.items = 1; c.items <= ITEMS; c.items++)
+      for (c.jobs = 1; c.jobs <= 2; c.jobs++)
+        for (c.slots = 1; c.slots <= SLOTS; c.slots++)
+          for (c.workers = 1; c.workers <= WORKERS; c.workers++)
+            if (c.items % c.jobs == 0 && affordable(&c, bound)) explore(c);
+}
+
+/* Crashes and errors; then those that each other kind of retries comes in beside. */
+static void explore_all(unsigned bound) {
+  struct config c = {.patience = ITEMS};
+  for (unsigned crashes = 0; crashes <= 2; crashes++)
+    for (unsigned errors = 0; errors <= 2; errors++) {
+      c.retries[SCHED_CRASH] = crashes;
+      c.retries[SCHED_ERROR] = errors;
+      explore_sizes(c, bound);
+    }
+  for (int kind = SCHED_TIMEOUT; kind < SCHED_CHARGES; kind++)
+    for (unsigned n = 1; n <= 2; n++)
+      for (unsigned crashes = 0; crashes <= 1; crashes++) {
+        c = (struct config){.patience = ITEMS, .retries[SCHED_CRASH] = crashes};
+        c.retries[kind] = n;
+        explore_sizes(c, kind == SCHED_OOM ? bound * 3 / 4 : bound / 2);
+        if (kind != SCHED_OOM) continue;
+        for (c.patience = 0; c.patience < 2; c.patience++) explore_sizes(c, bound * 3 / 4);
+      }
+}
+
 /* Argument: how much is affordable; 12 covers all that takes a few seconds. */
 int main(int argc, char **argv) {
-  struct config c;
   unsigned bound = argc > 1 ? (unsigned)atoi(argv[1]) : 12;
   node_cap = seen_cap = 1 << 22;
   node = calloc(node_cap, sizeof *node);
   seen = calloc(seen_cap, sizeof *seen);
   signal(SIGABRT, aborted);
   CHECK(node && seen);
-  for (c.chunk = 0; c.chunk <= 2; c.chunk++)
-    for (c.items = 1; c.items <= ITEMS; c.items++)
-      for (c.jobs = 1; c.jobs <= 2; c.jobs++)
-        for (c.slots = 1; c.slots <= SLOTS; c.slots++)
-          for (c.workers = 1; c.workers <= WORKERS; c.workers++)
-            for (c.crash_retries = 0; c.crash_retries <= 2; c.crash_retries++)
-              for (c.error_retries = 0; c.error_retries <= 2; c.error_retries++)
-                if (c.items % c.jobs == 0 && affordable(&c, bound)) explore(c);
+  explore_all(bound);
   free(node);
   free(seen);
   printf("ok: %llu states, %llu steps\n", (unsigned long long)states, (unsigned long long)steps);

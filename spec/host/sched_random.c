@@ -1,6 +1,7 @@
 /* sched_random.c: a scheduler with many workers, thousands of items and every mishap, at random but
    repeatable: SEED is printed. Each item must get one outcome, be charged only for its own deaths
-   and errors, and never be given out once it was withdrawn, forgotten or done. Knows sched.h only.
+   and errors, and never be given out once it was withdrawn, forgotten or done; one that memory ran
+   out for runs alone, and soon. Knows sched.h only.
    SPDX-License-Identifier: MIT */
 #include <stdbool.h>
 #include <stdio.h>
@@ -11,17 +12,17 @@
 #include "plua.h"
 #include "sched.h"
 
-enum { JOBS = 6, ITEMS = 4000, SLOTS = 64, WORKERS = 50 };
+enum { JOBS = 6, ITEMS = 4000, SLOTS = 64, WORKERS = 50, PATIENCE = 40 };
 
 enum place { WAITS = 1, OUT, DONE, GONE };
 
 struct item {
-  unsigned char place, crashes, errors;
+  unsigned char place, charged[SCHED_CHARGES];
 };
 
 struct job {
   uint64_t id, count;
-  unsigned chunk, crash_retries, error_retries;
+  unsigned chunk, retries[SCHED_CHARGES];
   bool forgotten;
   struct item item[ITEMS];
 };
@@ -38,7 +39,10 @@ static struct job job[JOBS];
 static struct slot slot[SLOTS];
 static int at[WORKERS]; /* the slot that each worker is in; -1: none */
 static unsigned slots, workers, seed;
-static uint64_t pending, outcomes, events;
+static int alone;            /* the slot of an item that runs alone; -1: none */
+static uint64_t waits_alone; /* items that shall */
+static unsigned passed;      /* batches given out since one waits for that */
+static uint64_t pending, outcomes, alones, events;
 
 _Noreturn static void wrong(int line, const char *what) {
   fprintf(stderr, "sched_random.c:%d: not so: %s (event %llu)\n", line, what,
@@ -54,9 +58,20 @@ static bool once_in(unsigned n) {
   return upto(n) == 0;
 }
 
+static unsigned attempt_of(const struct item *it) {
+  unsigned n = 1;
+  for (int i = 0; i < SCHED_CHARGES; i++) n += it->charged[i];
+  return n;
+}
+
+static void put(struct item *it, enum place place) {
+  if (it->charged[SCHED_OOM]) waits_alone += (place == WAITS) - (it->place == WAITS);
+  it->place = (unsigned char)place;
+}
+
 static void end_item(struct item *it, enum place place) {
   CHECK(it->place == WAITS || it->place == OUT);
-  it->place = (unsigned char)place;
+  put(it, place);
   pending--;
   outcomes += place == DONE;
 }
@@ -66,7 +81,7 @@ static void wait_again(struct job *j, struct item *it) {
   if (j->forgotten)
     end_item(it, GONE);
   else
-    it->place = WAITS;
+    put(it, WAITS);
 }
 
 /* ---- events ---------------------------------------------------------------------------------- */
@@ -76,6 +91,11 @@ static void add(struct job *j) {
   if (j->forgotten || j->count + n > ITEMS) return;
   CHECK(sched_add(sched, j->id, n) == 0);
   for (; n; n--, pending++) j->item[j->count++].place = WAITS;
+}
+
+static void free_slot(struct slot *t) {
+  if (t - slot == alone) alone = -1;
+  *t = (struct slot){.worker = -1};
 }
 
 static void post(void) {
@@ -88,18 +108,27 @@ static void post(void) {
   while (j < job + JOBS && (j->id != b.job || j->forgotten)) j++;
   CHECK(j < job + JOBS && b.first + b.n <= j->count);
   CHECK(!j->chunk || b.n <= j->chunk);
+  CHECK(alone < 0);
+  if (j->item[b.first].charged[SCHED_OOM]) {
+    for (unsigned i = 0; i < slots; i++) CHECK(!slot[i].job);
+    alone = (int)s;
+    alones++;
+  }
+  passed = alone >= 0 || !waits_alone ? 0 : passed + 1;
+  CHECK(passed <= PATIENCE);
   for (unsigned k = 0; k < b.n; k++) {
     struct item *it = &j->item[b.first + k];
-    CHECK(it->place == WAITS && b.attempt == 1u + it->crashes + it->errors);
-    it->place = OUT;
+    CHECK(it->place == WAITS && b.attempt == attempt_of(it));
+    put(it, OUT);
   }
+  CHECK(b.attempt == 1 || b.n == 1);
   slot[s] = (struct slot){.job = j, .first = b.first, .n = b.n, .worker = -1};
   if (!once_in(20)) return;
   keep = upto(b.n);
   sched_unpost(sched, s, keep);
   for (unsigned k = keep; k < b.n; k++) wait_again(j, &j->item[b.first + k]);
   slot[s].n = keep;
-  if (!keep) slot[s].job = NULL;
+  if (!keep) free_slot(&slot[s]);
 }
 
 static void begin(unsigned w, unsigned s) {
@@ -109,39 +138,38 @@ static void begin(unsigned w, unsigned s) {
   at[w] = (int)s;
 }
 
-static void charge(struct job *j, struct item *it, bool crash, bool final, enum sched_verdict v) {
-  bool left = crash ? it->crashes < j->crash_retries : it->errors < j->error_retries;
+static void charge(struct job *j, struct item *it, enum sched_charge how, enum sched_verdict v) {
   if (j->forgotten) {
     CHECK(v == SCHED_DROP);
     end_item(it, GONE);
-  } else if (final || !left) {
+  } else if (how == SCHED_FINAL || it->charged[how] >= j->retries[how]) {
     CHECK(v == SCHED_DELIVER);
     end_item(it, DONE);
   } else {
     CHECK(v == SCHED_AGAIN);
-    it->crashes = (unsigned char)(it->crashes + crash);
-    it->errors = (unsigned char)(it->errors + !crash);
-    it->place = WAITS;
+    it->charged[how]++;
+    put(it, WAITS);
   }
 }
 
 static void outcome(unsigned w) {
   struct slot *t = &slot[at[w]];
   struct sched_item si;
-  bool freed, failed = once_in(15);
+  bool freed;
+  enum sched_charge how = !once_in(15) ? SCHED_FINE : once_in(3) ? SCHED_TIMEOUT : SCHED_ERROR;
   struct job *j = t->job;
   struct item *it = &j->item[t->first + t->got];
-  enum sched_verdict v = sched_outcome(sched, w, (unsigned)at[w], t->got, failed, &si, &freed);
+  enum sched_verdict v = sched_outcome(sched, w, (unsigned)at[w], t->got, how, &si, &freed);
   CHECK(si.job == j->id && si.index == t->first + t->got);
-  CHECK(si.attempt == 1u + it->crashes + it->errors && it->place == OUT);
+  CHECK(si.attempt == attempt_of(it) && it->place == OUT);
   CHECK(freed == (++t->got == t->n));
-  if (failed)
-    charge(j, it, false, false, v);
+  if (how != SCHED_FINE)
+    charge(j, it, how, v);
   else
     CHECK(v == (j->forgotten ? SCHED_DROP : SCHED_DELIVER));
-  if (!failed) end_item(it, j->forgotten ? GONE : DONE);
+  if (how == SCHED_FINE) end_item(it, j->forgotten ? GONE : DONE);
   if (!freed) return;
-  *t = (struct slot){.worker = -1};
+  free_slot(t);
   at[w] = -1;
   CHECK(sched_end(sched, w, 1 + upto(100), upto(1000000)));
 }
@@ -162,35 +190,36 @@ static void results(unsigned w) {
   CHECK(si.job == j->id && si.index == t->first + t->got);
   for (; n; n--, t->got++) {
     struct item *it = &j->item[t->first + t->got];
-    CHECK(si.attempt == 1u + it->crashes + it->errors && it->place == OUT);
+    CHECK(si.attempt == attempt_of(it) && it->place == OUT);
     end_item(it, j->forgotten ? GONE : DONE);
   }
   CHECK(freed == (t->got == t->n));
   if (!freed) return;
-  *t = (struct slot){.worker = -1};
+  free_slot(t);
   at[w] = -1;
 }
 
 static void death(unsigned w) {
   struct sched_item si;
-  bool freed, final = once_in(4);
-  unsigned how = upto(4);
+  bool freed;
+  enum sched_charge how = (enum sched_charge)upto(SCHED_CHARGES + 1);
+  unsigned begun = upto(4);
   if (at[w] < 0) {
-    CHECK(sched_death(sched, w, -1, -1, final, &si, &freed) == SCHED_DROP && !freed && !si.job);
+    CHECK(sched_death(sched, w, -1, -1, how, &si, &freed) == SCHED_DROP && !freed && !si.job);
     return;
   }
   struct slot t = slot[at[w]];
-  int64_t next = how == 3 ? -1 : (int64_t)(t.got + how);
-  enum sched_verdict v = sched_death(sched, w, at[w], next, final, &si, &freed);
+  int64_t next = begun == 3 ? -1 : (int64_t)(t.got + begun);
+  enum sched_verdict v = sched_death(sched, w, at[w], next, how, &si, &freed);
   CHECK(freed);
-  slot[at[w]] = (struct slot){.worker = -1};
+  free_slot(&slot[at[w]]);
   at[w] = -1;
   unsigned rest = t.got;
-  if (how == 0) {
+  if (begun == 0) {
     CHECK(v == SCHED_DROP && !si.job);
   } else {
     CHECK(si.job == t.job->id && si.index == t.first + t.got);
-    charge(t.job, &t.job->item[t.first + rest++], true, final, v);
+    charge(t.job, &t.job->item[t.first + rest++], how, v);
   }
   for (; rest < t.n; rest++) wait_again(t.job, &t.job->item[t.first + rest]);
 }
@@ -204,7 +233,7 @@ static void take_back(unsigned s, unsigned keep) {
   CHECK(freed == (keep == t->got));
   t->n = keep;
   if (freed && t->worker >= 0) at[t->worker] = -1;
-  if (freed) *t = (struct slot){.worker = -1};
+  if (freed) free_slot(t);
   for (unsigned k = keep; k < was.n; k++) wait_again(was.job, &was.job->item[was.first + k]);
 }
 
@@ -231,9 +260,8 @@ static void withdraw(struct job *j) {
 static void start_job(struct job *j) {
   memset(j, 0, sizeof *j);
   j->chunk = once_in(2) ? 0 : 1 + upto(90);
-  j->crash_retries = upto(4);
-  j->error_retries = upto(4);
-  CHECK(sched_job(sched, j->chunk, j->crash_retries, j->error_retries, &j->id) == 0);
+  for (int i = 0; i < SCHED_CHARGES; i++) j->retries[i] = upto(4);
+  CHECK(sched_job(sched, j->chunk, j->retries, &j->id) == 0);
   for (int i = 0; i < JOBS; i++) CHECK(&job[i] == j || job[i].id != j->id);
 }
 
@@ -307,10 +335,13 @@ static void finish(void) {
 static void run(unsigned number) {
   slots = 1 + upto(number % 4 ? SLOTS : 4);
   workers = 1 + upto(number % 3 ? WORKERS : 3);
-  pending = 0;
+  pending = waits_alone = 0;
   memset(job, 0, sizeof job);
   CHECK(sched_open(&sched, slots, workers) == 0);
   sched_team(sched, workers);
+  sched_patience(sched, PATIENCE);
+  alone = -1;
+  passed = 0;
   for (int i = 0; i < JOBS; i++) start_job(&job[i]);
   for (unsigned i = 0; i < SLOTS; i++) slot[i] = (struct slot){.worker = -1};
   for (unsigned i = 0; i < WORKERS; i++) at[i] = -1;
@@ -328,7 +359,7 @@ int main(int argc, char **argv) {
   seed = getenv("SEED") ? (unsigned)strtoul(getenv("SEED"), NULL, 10) : (unsigned)time(NULL);
   fprintf(stderr, "SEED=%u\n", seed);
   for (unsigned i = 0; i < runs; i++) run(i);
-  printf("ok: %llu events, %llu outcomes\n", (unsigned long long)events,
-         (unsigned long long)outcomes);
+  printf("ok: %llu events, %llu outcomes, %llu ran alone\n", (unsigned long long)events,
+         (unsigned long long)outcomes, (unsigned long long)alones);
   return 0;
 }
