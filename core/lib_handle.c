@@ -79,6 +79,8 @@ int seam_wait(struct handle *h, int64_t timeout_ns, int bulk) {
   return h->inliner ? 0 : plua_wait(h->pool, timeout_ns, bulk);
 }
 
+static const char explainer_key;
+
 /* ---- errors --------------------------------------------------------------------------------- */
 
 /* Raises a message that begins with the line of the script that called plua. */
@@ -106,8 +108,22 @@ static const char *text_of(const struct handle *h, int err) {
   return *text ? text : plua_strerror(err);
 }
 
+/* core.explainer(fn): fn(text) answers what the system refused with the limit and a remedy. */
+static int set_explainer(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &explainer_key);
+  return 0;
+}
+
 void handle_raise(lua_State *L, struct handle *h, int err) {
-  raise(L, text_of(h, err));
+  const char *text = text_of(h, err);
+  if (err > -1000 && lua_rawgetp(L, LUA_REGISTRYINDEX, &explainer_key) == LUA_TFUNCTION) {
+    lua_pushstring(L, text);
+    lua_call(L, 1, 1);
+    text = lua_tostring(L, -1);
+  }
+  raise(L, text);
 }
 
 static struct handle *handle_any(lua_State *L, int at) {
@@ -365,4 +381,6 @@ void lib_handle_open(lua_State *L) {
   lua_pop(L, 1);
   lua_pushcfunction(L, open_handle);
   lua_setfield(L, -2, "open");
+  lua_pushcfunction(L, set_explainer);
+  lua_setfield(L, -2, "explainer");
 }

@@ -12,7 +12,7 @@
 #include "codec_plain.h"
 #include "lib.h"
 
-static const char maker_key, ours_key, nil_mark;
+static const char maker_key, warner_key, ours_key, nil_mark;
 
 enum { NAP_NS = 500000000 };
 
@@ -384,6 +384,16 @@ static bool satisfied(const struct pump *p, bool idle) {
   return p->want->policy == ON_CALL && p->want->keep == KEEP_LIST && p->moved;
 }
 
+/* The team goes on with fewer workers than it should have: who likes to know is told. */
+static void warn_short(lua_State *L, const struct handle *h) {
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &warner_key) == LUA_TFUNCTION) {
+    lua_pushstring(L, plua_message(h->pool));
+    lua_call(L, 1, 0);
+  } else {
+    lua_pop(L, 1);
+  }
+}
+
 static void handle_event(lua_State *L, struct pump *p, const plua_event *ev) {
   switch (ev->what) {
   case PLUA_RESULT:
@@ -403,6 +413,8 @@ static void handle_event(lua_State *L, struct pump *p, const plua_event *ev) {
     p->h->ended = true;
     return;
   case PLUA_SHORT:
+    warn_short(L, p->h);
+    return;
   case PLUA_NOTHING:
     return;
   }
@@ -499,6 +511,17 @@ static int set_maker(lua_State *L) {
   return 0;
 }
 
+/* core.warner(fn): fn is called with what went wrong without ending anything. The first one given
+   stays: the program's goes before the library's. */
+static int set_warner(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &warner_key) != LUA_TNIL) return 0;
+  lua_settop(L, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &warner_key);
+  return 0;
+}
+
 /* core.error(fields) -> the error object. */
 static int make_error(lua_State *L) {
   lua_settop(L, 1);
@@ -509,6 +532,8 @@ static int make_error(lua_State *L) {
 void lib_pump_open(lua_State *L) {
   lua_pushcfunction(L, set_maker);
   lua_setfield(L, -2, "maker");
+  lua_pushcfunction(L, set_warner);
+  lua_setfield(L, -2, "warner");
   lua_pushcfunction(L, make_error);
   lua_setfield(L, -2, "error");
   luaL_getmetatable(L, "plua.handle");

@@ -93,9 +93,11 @@ static bool temporary(int err) {
 }
 
 static int fork_failed(plua_pool *p, int err, int started) {
-  pool_say(p, err, "cannot start worker %d of %u: %s", (int)p->alive + 1, p->target,
+  if (!p->alive || !temporary(err))
+    return pool_say(p, err, "cannot start worker %u of %u: %s", p->alive + 1, p->target,
+                    plua_strerror(err));
+  pool_say(p, err, "only %u of %u workers could be started: %s", p->alive, p->target,
            plua_strerror(err));
-  if (!p->alive || !temporary(err)) return err;
   p->fork_after_ns = now_ns() + FORK_PAUSE_NS;
   if (!p->short_told) p->short_code = err;
   p->short_told = true;

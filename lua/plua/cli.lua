@@ -184,6 +184,16 @@ local function fault_of(option)
   if name == "grace" then return grace_fault(value, word) end
 end
 
+-- What goes wrong without ending anything is said on stderr, each thing once.
+local function listen()
+  local said <const> = {}
+  require("plua.core").warner(function(text)
+    if said[text] then return end
+    said[text] = true
+    complain(require("plua.errors").explained(text))
+  end)
+end
+
 -- Makes the options the defaults of all calls. nil, or what is wrong.
 local function apply(list, host)
   local defaults <const> = {}
@@ -287,8 +297,9 @@ end
 -- Runs f(...) to its end. 0, 0 and its results; or, once the error has been reported, the status
 -- and the signal to leave with.
 local function execute(host, f, ...)
-  local signal, place = 0, nil
+  local status, signal, place = EX_FAILED, 0, nil
   local function handler(err)
+    if is_plua_error(err) and err.kind == "init" then status = EX_USAGE end -- nothing has run
     if is_plua_error(err) and err.signal == "SIGPIPE" then -- nobody reads what the items print
       signal = SIGPIPE
       return nil
@@ -304,7 +315,7 @@ local function execute(host, f, ...)
   if place then return report_stop(host, place) end
   io.stdout:flush()
   io.stderr:write(tostring(results[2]), "\n")
-  return EX_FAILED, signal
+  return status, signal
 end
 
 -- Runs a chunk with arguments, if it could be loaded.
@@ -543,6 +554,7 @@ function M.run(plan, host)
   if plan.help or plan.version or plan.cpus then return 0, 0 end
   if plan.banner then io.stdout:write(banner(host)) end
   rawset(_G, "arg", arg_table(plan))
+  listen()
   return run_all(plan, host)
 end
 

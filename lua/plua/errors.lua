@@ -149,7 +149,8 @@ local MESSAGE <const> = {
   end,
   cancelled = function(err) return (which(err) or "the call") .. " was cancelled" end,
   init = function(err)
-    return ("workers die before they run anything: one %s"):format(fate(err))
+    return ("no worker starts: one after the other died before it ran anything, the last %s")
+      :format(fate(err))
   end,
 }
 MESSAGE.exit = MESSAGE.crash
@@ -398,6 +399,7 @@ function Error.__concat(a, b)
 end
 
 core.maker(make)
+core.explainer(M.explained)
 core.register(Error, "plua.Error")
 
 return M

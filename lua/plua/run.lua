@@ -94,6 +94,12 @@ function M.note(session, err)
   }
 end
 
+-- ---- warnings ---------------------------------------------------------------------------------
+
+-- What went wrong without ending anything goes to warn(), which is silent unless the script or -W
+-- turned it on. The command has a way of its own.
+core.warner(function(text) warn("plua: " .. errors.explained(text)) end)
+
 -- ---- callbacks --------------------------------------------------------------------------------
 
 local function report(err)
