@@ -118,6 +118,8 @@ static int set_explainer(lua_State *L) {
 
 void handle_raise(lua_State *L, struct handle *h, int err) {
   const char *text = text_of(h, err);
+  if (h->failed && lua_touserdata(L, 1) == h && lua_getiuservalue(L, 1, H_FAILURE) != LUA_TNIL)
+    lua_error(L); /* why, in full */
   if (err > -1000 && lua_rawgetp(L, LUA_REGISTRYINDEX, &explainer_key) == LUA_TFUNCTION) {
     lua_pushstring(L, text);
     lua_call(L, 1, 1);

@@ -69,6 +69,7 @@ void pool_watch(struct plua_pool *p) {
   unsigned k;
   for (unsigned i = 0; i < p->link->cap; i++) {
     struct worker *w = &p->worker[i];
+    if (w->doomed) continue; /* how long it ran is told with its death */
     if (!timed_item(p, (int)i, &k, &timeout_ns)) {
       w->since_ns = 0;
       end_stopped(p, (int)i, now);

@@ -188,8 +188,9 @@ end
 local function listen()
   local said <const> = {}
   require("plua.core").warner(function(text)
-    if said[text] then return end
-    said[text] = true
+    local what <const> = text:gsub("%d+", "")
+    if said[what] then return end
+    said[what] = true
     complain(require("plua.errors").explained(text))
   end)
 end
