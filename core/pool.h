@@ -65,6 +65,7 @@ struct plua_pool {
   unsigned lent;
   struct cancelled *cancelled; /* events to tell */
   size_t cancels, cancels_told, cancel_cap;
+  bool no_memory;         /* work could not be given out for want of it */
   bool retired;           /* workers were told that nothing more comes */
   bool careful;           /* one item is out at a time, so that who breaks the protocol is known */
   int careful_slot;       /* where it is; -1: none was given out carefully yet */

@@ -80,7 +80,8 @@ static bool hold_back(struct plua_pool *p) {
 void pool_post(struct plua_pool *p) {
   unsigned slot;
   struct sched_batch b;
-  while (!(UNLIKELY(p->careful) && hold_back(p)) && sched_post(p->sched, &slot, &b) > 0) {
+  int r = 0;
+  while (!(UNLIKELY(p->careful) && hold_back(p)) && (r = sched_post(p->sched, &slot, &b)) > 0) {
     if (UNLIKELY(p->careful)) {
       p->careful_slot = (int)slot;
       p->spoiler.pid = 0; /* who dies from now on may be to blame for this item */
@@ -103,7 +104,15 @@ void pool_post(struct plua_pool *p) {
     sched_unpost(p->sched, slot, 0);
     break;
   }
+  p->no_memory = r < 0;
   p->link->ops->flush(p->link);
+}
+
+/* Nothing is out, and nothing can be given out: no event would ever come. */
+static int starved(struct plua_pool *p) {
+  pool_post(p); /* the want may have been brief */
+  if (!p->no_memory || sched_given(p->sched)) return 0;
+  return pool_say(p, -ENOMEM, "cannot give out work: %s", plua_strerror(-ENOMEM));
 }
 
 bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep) {
@@ -473,7 +482,7 @@ static int next(plua_pool *p, plua_event *e, plua_reply *replies, unsigned max) 
   if (UNLIKELY(p->killed) && pool_give_up(p, e)) return 0;
   if (sched_waiting(p->sched)) pool_post(p);
   pool_retire(p);
-  tell(p, e);
+  if (!tell(p, e) && UNLIKELY(p->no_memory)) return starved(p);
   return 0;
 }
 

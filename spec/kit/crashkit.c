@@ -2,6 +2,7 @@
    for ever, litter, scribble. For specs only. Knows the operating system; knows nothing of plua.
    SPDX-License-Identifier: MIT */
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <lauxlib.h>
@@ -14,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -316,6 +318,43 @@ static int crash_reap(lua_State *L) {
   return 3;
 }
 
+/* mfail(k[, sticky]): lets the preloaded mfail.so (see there) fail the k-th allocation from now on;
+   answers how many there were since the last call. */
+static int crash_mfail(lua_State *L) {
+  long (*arm)(long, int);
+  long at = (long)luaL_checkinteger(L, 1);
+  *(void **)&arm = dlsym(RTLD_DEFAULT, "mfail_arm");
+  if (!arm) return luaL_error(L, "mfail.so is not preloaded");
+  long were = arm(0, 0);
+  lua_pushinteger(L, were);
+  arm(at, lua_toboolean(L, 2));
+  return 1;
+}
+
+/* iofail([what]): the same for iofail.so. */
+static int crash_iofail(lua_State *L) {
+  long (*arm)(const char *);
+  const char *what = luaL_optstring(L, 1, NULL);
+  *(void **)&arm = dlsym(RTLD_DEFAULT, "iofail_arm");
+  if (!arm) return luaL_error(L, "iofail.so is not preloaded");
+  lua_pushinteger(L, arm(what));
+  return 1;
+}
+
+static void nothing(int sig) {
+  (void)sig;
+}
+
+/* storm(seconds): SIGALRM every so often, to a handler that lets calls fail with EINTR; 0: over. */
+static int crash_storm(lua_State *L) {
+  struct sigaction a = {.sa_handler = nothing};
+  long us = (long)(luaL_checknumber(L, 1) * 1e6);
+  struct itimerval t = {{us / 1000000, us % 1000000}, {us / 1000000, us % 1000000}};
+  sigaction(SIGALRM, &a, NULL);
+  setitimer(ITIMER_REAL, &t, NULL);
+  return 0;
+}
+
 /* ---- to look ------------------------------------------------------------------------------- */
 
 /* Monotonic seconds. */
@@ -403,6 +442,9 @@ static const luaL_Reg functions[] = {
   {"atexit", crash_atexit},
   {"now", crash_now},
   {"kill", crash_kill},
+  {"mfail", crash_mfail},
+  {"iofail", crash_iofail},
+  {"storm", crash_storm},
   {"fds", crash_fds},
   {"children", crash_children},
   {"waitall", crash_waitall},

@@ -2,6 +2,8 @@
    IOFAIL=fn:errno:nth          the nth call of fn fails with that errno (a number)
    IOFAIL=fn:errno:nth:sticky   and all after it
    IOFAIL=fn:0:nth:short        the nth read or write moves one byte only
+   iofail_arm(what)             does what IOFAIL=what does, from the call on; NULL: nothing fails.
+                                It answers how many calls there were since it was called last.
    IOFAIL_PID=self              only in the process that was started, not in those that it forks
    Counts calls through the linker only: what libc does inside is not seen.
    SPDX-License-Identifier: MIT */
@@ -23,12 +25,22 @@ static int error;
 static long nth, calls;
 static pid_t only;
 
-__attribute__((constructor)) static void arm(void) {
-  const char *what = getenv("IOFAIL"), *pid = getenv("IOFAIL_PID");
+long iofail_arm(const char *what);
+
+__attribute__((visibility("default"))) long iofail_arm(const char *what) {
+  long were = calls;
+  calls = 0;
+  function[0] = how[0] = 0;
   if (what && sscanf(what, "%31[^:]:%d:%ld:%15s", function, &error, &nth, how) < 3) {
     dprintf(2, "iofail: IOFAIL=%s: not fn:errno:nth[:sticky|:short]\n", what);
     _exit(2);
   }
+  return were;
+}
+
+__attribute__((constructor)) static void arm(void) {
+  const char *pid = getenv("IOFAIL_PID");
+  iofail_arm(getenv("IOFAIL"));
   if (pid && strcmp(pid, "self") == 0) only = getpid();
 }
 

@@ -2,6 +2,8 @@
    MFAIL_AT=k           the k-th malloc, calloc or realloc after the start fails
    MFAIL_STICKY=1       and all after it
    MFAIL_COUNT=1        at the end, how many there were, on stderr
+   mfail_arm(k, sticky) counts anew, from the call on; k = 0: none fails. It answers how many there
+   were since it was called last.
    Only in the process that was started, not in those that it forks.
    Knows glibc's names. SPDX-License-Identifier: MIT */
 #include <errno.h>
@@ -11,6 +13,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+long mfail_arm(long at, int for_good);
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *p, size_t n);
@@ -25,6 +28,14 @@ __attribute__((constructor)) static void arm(void) {
   sticky = getenv("MFAIL_STICKY") != NULL;
   owner = getpid();
   armed = true;
+}
+
+__attribute__((visibility("default"))) long mfail_arm(long at, int for_good) {
+  long were = calls;
+  calls = 0;
+  fail_at = at;
+  sticky = for_good;
+  return were;
 }
 
 __attribute__((destructor)) static void tell(void) {
