@@ -129,7 +129,9 @@ struct job {
   uint64_t failures;
   uint64_t total; /* FOLD: items in all blocks */
   double timeout; /* seconds; 0: none */
-  size_t bytes;   /* ORDER, QUEUE: payload bytes of items without an outcome */
+  size_t bytes;   /* payload bytes of items without an outcome, where they are counted */
+  size_t low;     /* LIST, open: more is to be put when 'bytes' are fewer, */
+  uint64_t few;   /* or so few items under way */
   size_t held;    /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet */
   size_t replied; /* ORDER, QUEUE: reply bytes of all */
 };

@@ -246,7 +246,8 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
   keep_one(L, job, index);
 }
 
-/* A stream's books: what lies with workers, on average an item, and what lies here. */
+/* The books of a stream, and of a list that is put bit by bit: what lies with workers, on average
+   an item, and what lies here. */
 static void count_bytes(struct job *job, size_t len, uint64_t n) {
   uint64_t out = job->count - job->done;
   if (job->bytes) job->bytes -= out > n ? job->bytes / out * n : job->bytes;
@@ -286,8 +287,8 @@ static void take_result(lua_State *L, struct job *job, const plua_event *ev) {
   keep_one(L, job, ev->index);
 }
 
-static bool is_stream(const struct job *job) {
-  return job->keep == KEEP_ORDER || job->keep == KEEP_QUEUE;
+static bool has_books(const struct job *job) {
+  return job->keep == KEEP_ORDER || job->keep == KEEP_QUEUE || job->low;
 }
 
 /* The job's outcomes have moved on: is that all? */
@@ -303,7 +304,7 @@ static void moved(lua_State *L, struct pump *p) {
 static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   if (!job_of(L, p, ev->job)) return;
   struct job *job = p->job;
-  if (is_stream(job)) count_bytes(job, ev->len, 1);
+  if (has_books(job)) count_bytes(job, ev->len, 1);
   push_failure(L, job, ev, AT_JOB);
   fail(L, job, ev->index);
   job->done++;
@@ -325,7 +326,7 @@ static void take_run(lua_State *L, struct pump *p, struct run *run) {
     return;
   }
   struct job *job = p->job;
-  if (is_stream(job)) count_run(job, run);
+  if (has_books(job)) count_run(job, run);
   bool nothing_kept = job->mode == CALL_EACH && job->keep == KEEP_LIST;
   for (; run->at < run->n; run->at++, job->done++) {
     const plua_reply *r = &run->reply[run->at];
@@ -375,10 +376,15 @@ static void let_hooks_run(lua_State *L) {
   lua_call(L, 0, 0);
 }
 
+/* The job is to be given more of its list, which the caller does. */
+static bool runs_low(const struct job *job) {
+  return job->low && job->open && (job->bytes < job->low || job->count - job->done < job->few);
+}
+
 /* Whether the caller has what it waits for. 'idle': nothing more has arrived. */
 static bool satisfied(const struct pump *p, bool idle) {
   if (!p->want) return p->moved && (idle || p->h->inliner);
-  if (p->want->settled) return true;
+  if (p->want->settled || runs_low(p->want)) return true;
   if (!idle && !p->h->inliner) return false; /* take in all that is there */
   if (job_ready(p->want)) return true;
   return p->want->policy == ON_CALL && p->want->keep == KEEP_LIST && p->moved;
@@ -481,8 +487,9 @@ static int pump_inner(lua_State *L) {
 
 /* handle:pump(job, timeout, bulk) -> "ready" | "timeout" | "ended". Takes outcomes in until the job
    is settled or, a stream's, has one to take, or has a failure that waits for the script's
-   function; without a job until anything has come. timeout in seconds, nil: no limit. bulk: results
-   are wanted all together, so do not hurry. Raises what keeps workers from starting. */
+   function, or is to be given more of its list; without a job until anything has come. timeout in
+   seconds, nil: no limit. bulk: results are wanted all together, so do not hurry. Raises what keeps
+   workers from starting. */
 int lib_pump(lua_State *L) {
   lua_settop(L, AT_BULK);
   return handle_enter(L, pump_inner);

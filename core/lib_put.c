@@ -118,19 +118,25 @@ static void put_blocks(lua_State *L, struct handle *h, struct job *job, uint64_t
   stage_over(h);
 }
 
+/* Puts the item on top of the stack, which crosses in any case, as the job's next. */
+static void put_one(lua_State *L, struct handle *h, struct job *job) {
+  plua_out *out = put(L, h, job, 2);
+  int err = codec_write(L, 1, out);
+  if (UNLIKELY(err < 0)) {
+    seam_put_drop(h);
+    job_end(L, job, 2);
+    refuse_item(L, h, err, job->count);
+  }
+  lua_pop(L, 1);
+  if (job->low) job->bytes += (size_t)(out->at - out->begin) + 8;
+  put_ended(L, h, job, 2, seam_put_next(h));
+}
+
 /* Puts items [from, to) of the list at 3, which cross in any case. */
 static void put_plain(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
   for (uint64_t i = from; i < to; i++) {
-    plua_out *out = put(L, h, job, 2);
     lua_rawgeti(L, 3, (lua_Integer)i + 1);
-    int err = codec_write(L, 1, out);
-    if (UNLIKELY(err < 0)) {
-      seam_put_drop(h);
-      job_end(L, job, 2);
-      refuse_item(L, h, err, i);
-    }
-    lua_pop(L, 1);
-    put_ended(L, h, job, 2, seam_put_next(h));
+    put_one(L, h, job);
   }
 }
 
@@ -145,19 +151,39 @@ static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t f
   stage_over(h);
 }
 
-/* handle:put(job, list, n): encodes the list's n items, and closes the job. */
+/* Puts items of the list at 3 until enough is under way: what lies in shared memory is used again
+   while it is warm, and is no second copy of a long list. False: some of the n are left. */
+static bool put_enough(lua_State *L, struct handle *h, struct job *job, uint64_t n) {
+  enum { ROOM = 16 << 20 };
+  job->low = ROOM / 2;
+  while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few)) {
+    lua_rawgeti(L, 3, (lua_Integer)job->count + 1);
+    put_one(L, h, job);
+  }
+  return job->count == n;
+}
+
+/* handle:put(job, list, n, few): encodes the list's n items, and closes the job; all at once, or,
+   where 'few' is given and they are plain, until enough is under way, at least so few items. True:
+   some are left, so call again when pump comes back. */
 static int put_inner(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
   struct job *job = job_check(L, 2);
   uint64_t n = (uint64_t)luaL_checkinteger(L, 4);
+  bool all = true;
+  if (!job->open) return 0; /* an error has withdrawn the rest */
+  job->few = (uint64_t)luaL_optinteger(L, 5, 0);
   if (job->mode == CALL_FOLD)
     put_blocks(L, h, job, n);
+  else if (job->low || (job->few && all_plain(L, 0, n)))
+    all = put_enough(L, h, job, n);
   else
     put_list(L, h, job, 0, n);
   flush(L, h, job);
-  job->open = false;
+  job->open = !all;
   job_settle(L, job, 2);
-  return 0;
+  lua_pushboolean(L, !all);
+  return 1;
 }
 
 /* handle:put_some(job, list, first, last): encodes those items of the list. */

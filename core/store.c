@@ -55,14 +55,16 @@ static uint64_t region_end(const struct store *s) {
 
 /* ---- segments ------------------------------------------------------------------------------ */
 
-/* The first of n free segments in a row, the known ones first. */
-static uint64_t find_run(const struct store *s, uint64_t n) {
+/* The first of n free segments in a row, the known ones first; 'warm': that all have memory, or
+   what lies behind the known ones. */
+static uint64_t find_run(const struct store *s, uint64_t n, bool warm) {
   uint64_t free = 0;
   for (uint64_t i = 0; i < s->known; i++) {
-    free = s->segment[i].used ? 0 : free + 1;
+    const struct segment *g = &s->segment[i];
+    free = g->used || (warm && !g->backed) ? 0 : free + 1;
     if (free == n) return i + 1 - n;
   }
-  return s->known - free;
+  return warm ? s->known : s->known - free;
 }
 
 static bool is_free(const struct store *s, uint64_t from, uint64_t n) {
@@ -148,6 +150,13 @@ static void leave_region(struct store *s) {
   leave(s, s->first, s->last + 1);
 }
 
+/* Free memory lies elsewhere, where the region would go on without. */
+static bool warmer_elsewhere(const struct store *s, uint64_t n) {
+  if (s->warm_free < n) return false;
+  uint64_t next = s->last + 1;
+  return (next >= s->known || !s->segment[next].backed) && find_run(s, n, true) < s->known;
+}
+
 /* The region goes on up to segment 'last', if what lies there is free. */
 static int extend(struct store *s, uint64_t last) {
   if (last <= s->last) return 0;
@@ -167,7 +176,9 @@ static void lend(struct store *s, size_t used) {
 static int move_on(struct store *s, size_t used, size_t want) {
   uint64_t n = (HEAD + (uint64_t)want + SEGMENT - 1) / SEGMENT;
   if (used > SEGMENT) n += n / 2; /* no quadratic copying; the rest goes back in store_end */
-  uint64_t old = s->start, first = find_run(s, n), old_first = s->first, old_last = s->last;
+  uint64_t old = s->start, old_first = s->first, old_last = s->last;
+  uint64_t first = find_run(s, n, n <= s->warm_free);
+  if (first == s->known) first = find_run(s, n, false);
   bool old_filling = s->filling;
   int err = take_segments(s, first, n);
   if (err) return err;
@@ -196,8 +207,11 @@ static int move_on(struct store *s, size_t used, size_t want) {
 /* Room for 'want' bytes of the payload under way, the first 'used' of which exist. */
 static int make_room(struct store *s, size_t used, size_t want) {
   if (want > SIZE_MAX / 2) return -ENOMEM;
-  uint64_t end = s->start + HEAD + want;
-  int err = s->filling ? extend(s, segment_of(s, end - 1)) : -EBUSY;
+  uint64_t end = s->start + HEAD + want, last = segment_of(s, end - 1);
+  int err = -EBUSY;
+  bool moves = used < STEP && s->filling && last > s->last &&
+               warmer_elsewhere(s, (HEAD + (uint64_t)want + SEGMENT - 1) / SEGMENT);
+  if (s->filling && !moves) err = extend(s, last);
   if (err == -EBUSY) return move_on(s, used, want);
   if (!err) err = back_region(s, end + used / 8); /* it grows in place: ahead saves calls */
   if (!err) lend(s, used);

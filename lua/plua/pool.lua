@@ -91,6 +91,12 @@ local function put_slice(session, first, last)
   session.handle:put_some(session.job, list, first, last)
 end
 
+-- Items of a list that a call waits for. What lies between script and workers stays bounded.
+function Session:put_more()
+  local few <const> = 2 * self.workers + 2
+  self.more = self.handle:put(self.job, self.list, self.list_n, few)
+end
+
 local function begin_on(pool)
   return function(call)
     local handle <const>, source <const> = pool.handle, call.source
@@ -98,13 +104,15 @@ local function begin_on(pool)
     local job <const> = handle:job(spec)
     local session <const> = setmetatable({
       handle = handle, job = job, workers = pool.workers, list = source.list, pool = pool,
-      call = call,
+      call = call, list_n = source.n,
     }, Session)
     if call.window then
       pool.streams[session] = true
       if source.list then session.put = put_slice end
-    elseif source.list then
+    elseif source.list and call.at_once then
       handle:put(job, source.list, source.n)
+    elseif source.list then
+      session:put_more()
     else
       handle:extend(job, run.positions(call))
       job:close_input()
@@ -273,6 +281,7 @@ local function map_async(pool, call)
     future.conclude(promise, nil, { n = 0 })
     return promise
   end
+  call.at_once = true -- it proceeds while the script does something else
   local session <const> = setmetatable(begin_on(pool)(call), nil) -- the job outlives it
   promise.job = session.job
   promise.job:own(promise)

@@ -25,6 +25,8 @@ local M <const> = {}
 ---@field job userdata
 ---@field workers integer
 ---@field err? any  what a loop over it raises at its end
+---@field more? boolean  of the list some is left to be given
+---@field put_more fun(session)  gives more of it
 ---@field finish fun(session)  ends in peace what was begun for the call
 
 local POLICY <const> = { raise = core.RAISE, collect = core.COLLECT }
@@ -146,8 +148,9 @@ local function settle(session, on_error)
   repeat
     local settled = job:state()
     if not settled then
-      local status <const> = handle:pump(job, nil, true)
+      local status <const> = handle:pump(job, nil, not session.more)
       M.answer(job, on_error)
+      if session.more then session:put_more() end
       settled = job:state()
       if not settled and status ~= "ready" then error("plua: the pool ended under a call", 0) end
     end
