@@ -115,12 +115,12 @@ static void constants(lua_State *L) {
     const char *name;
     int value;
   } all[] = {
-    {"MAP", CALL_MAP},          {"STAR", CALL_STAR},      {"EACH", CALL_EACH},
-    {"FILTER", CALL_FILTER},    {"FOLD", CALL_FOLD},      {"APPLY", CALL_APPLY},
-    {"LIST", KEEP_LIST},        {"ORDER", KEEP_ORDER},    {"QUEUE", KEEP_QUEUE},
-    {"FUTURES", KEEP_FUTURES},  {"RAISE", ON_RAISE},      {"COLLECT", ON_COLLECT},
-    {"CALL", ON_CALL},          {"FROM_LIST", FROM_LIST}, {"FROM_RANGE", FROM_RANGE},
-    {"FROM_BYTES", FROM_BYTES},
+    {"MAP", CALL_MAP},          {"STAR", CALL_STAR},          {"EACH", CALL_EACH},
+    {"FILTER", CALL_FILTER},    {"FOLD", CALL_FOLD},          {"APPLY", CALL_APPLY},
+    {"LIST", KEEP_LIST},        {"ORDER", KEEP_ORDER},        {"QUEUE", KEEP_QUEUE},
+    {"FUTURES", KEEP_FUTURES},  {"RAISE", ON_RAISE},          {"COLLECT", ON_COLLECT},
+    {"CALL", ON_CALL},          {"FROM_LIST", FROM_LIST},     {"FROM_RANGE", FROM_RANGE},
+    {"FROM_BYTES", FROM_BYTES}, {"FROM_PLACED", FROM_PLACED},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     lua_pushinteger(L, all[i].value);
@@ -143,6 +143,7 @@ PLUA_API int luaopen_plua_core(lua_State *L) {
   constants(L);
   lib_handle_open(L);
   lib_job_open(L);
+  lib_order_open(L);
   lib_share_open(L);
   lib_pump_open(L);
   lib_stop_open(L);

@@ -134,12 +134,21 @@ struct job {
   uint64_t few;   /* or so few items under way */
   size_t held;    /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet */
   size_t replied; /* ORDER, QUEUE: reply bytes of all */
+
+  const uint64_t *order; /* the item's index at each position; NULL: the position's own number */
 };
 
 /* J_FAILED: indexes that failed, as keys of streams, as a list for ON_CALL. */
-enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_CALL, J_F, J_VALUES = J_F };
+enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_CALL, J_F, J_ORDER };
+enum { J_VALUES = J_ORDER };
 
 struct job *job_check(struct lua_State *L, int at);
+/* Pushes the field 'order' of the spec at 'at': what core.order made, or nil and NULL. */
+const uint64_t *order_take(struct lua_State *L, int at);
+/* Which item of its list, from 0, the job has at a position. */
+static inline uint64_t job_index(const struct job *job, uint64_t position) {
+  return job->order ? job->order[position] : position;
+}
 /* Whether pump's caller has something to take. */
 bool job_ready(const struct job *job);
 /* handle:job(spec) -> job: see lib_job.c. */
@@ -184,6 +193,7 @@ extern const struct luaL_Reg lib_job_methods[]; /* of handles: what makes jobs *
 /* Each adds its functions to the table on top of the stack, which is the module. */
 void lib_handle_open(struct lua_State *L);
 void lib_job_open(struct lua_State *L);
+void lib_order_open(struct lua_State *L);
 void lib_share_open(struct lua_State *L);
 void lib_pump_open(struct lua_State *L);
 

@@ -177,6 +177,8 @@ static void keep_slots(lua_State *L, struct runner *r) {
   }
   lua_createtable(L, 0, 0);
   lua_rawseti(L, -2, SLOT_JOBS);
+  r->call.order = order_take(L, 2);
+  lua_setfield(L, -2, "order"); /* lives as long as the slots */
   lua_getfield(L, 2, "f");
   r->call.plain = lua_iscfunction(L, -1);
   lua_pop(L, 1);
@@ -209,7 +211,7 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
 }
 
 /* core.open(spec) -> handle. spec: once, workers, max_tasks, max_rss, memory, spare, cores, init,
-   finish; with once also f, reduce, data, mode, source, seed, count, timed. */
+   finish; with once also f, reduce, data, mode, source, seed, count, order, timed. */
 static int open_handle(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);

@@ -142,8 +142,8 @@ void job_results_open(lua_State *L, struct job *job, int at) {
 }
 
 /* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
-   chunksize, crash_retries and the like of plua_job, timeout; for pools also source, seed, f,
-   reduce, range.
+   chunksize, crash_retries and the like of plua_job, timeout, order; for pools also source, seed,
+   f, reduce, range.
  */
 int job_new(lua_State *L) {
   struct handle *h = handle_check(L, 1);
@@ -166,6 +166,8 @@ int job_new(lua_State *L) {
   lua_setiuservalue(L, 3, J_HANDLE);
   lua_getfield(L, 2, "data");
   lua_setiuservalue(L, 3, J_DATA);
+  job->order = order_take(L, 2);
+  lua_setiuservalue(L, 3, J_ORDER);
   stop_watch(L, 3);
   if (job->keep != KEEP_LIST || job->policy == ON_CALL) {
     lua_createtable(L, 0, 0);

@@ -304,9 +304,11 @@ static void moved(lua_State *L, struct pump *p) {
 static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   if (!job_of(L, p, ev->job)) return;
   struct job *job = p->job;
+  plua_event placed = *ev; /* the item's own index, and not its position */
+  placed.index = job_index(job, ev->index);
   if (has_books(job)) count_bytes(job, ev->len, 1);
-  push_failure(L, job, ev, AT_JOB);
-  fail(L, job, ev->index);
+  push_failure(L, job, &placed, AT_JOB);
+  fail(L, job, placed.index);
   job->done++;
   moved(L, p);
 }
@@ -330,7 +332,7 @@ static void take_run(lua_State *L, struct pump *p, struct run *run) {
   bool nothing_kept = job->mode == CALL_EACH && job->keep == KEEP_LIST;
   for (; run->at < run->n; run->at++, job->done++) {
     const plua_reply *r = &run->reply[run->at];
-    uint64_t index = run->ev.index + (unsigned)run->at;
+    uint64_t index = job_index(job, run->ev.index + (unsigned)run->at);
     if (nothing_kept || LIKELY(take_plain(L, job, r, index))) continue;
     plua_event ev = run->ev;
     ev.index = index;

@@ -51,10 +51,18 @@ static void flush(lua_State *L, struct handle *h, struct job *job) {
   handle_raise(L, h, err);
 }
 
+/* Pushes the item that the job has at a position, of the list at 3; answers its index. */
+static uint64_t push_next(lua_State *L, const struct job *job, uint64_t position) {
+  uint64_t index = job_index(job, position);
+  lua_rawgeti(L, 3, (lua_Integer)index + 1);
+  return index;
+}
+
 /* Whether every item of [from, to) of the list at 3 crosses in any case. */
-static bool all_plain(lua_State *L, uint64_t from, uint64_t to) {
+static bool all_plain(lua_State *L, const struct job *job, uint64_t from, uint64_t to) {
   for (uint64_t i = from; i < to; i++) {
-    int type = lua_rawgeti(L, 3, (lua_Integer)i + 1);
+    push_next(L, job, i);
+    int type = lua_type(L, -1);
     lua_pop(L, 1);
     if (type != LUA_TNIL && type != LUA_TBOOLEAN && type != LUA_TNUMBER && type != LUA_TSTRING)
       return false;
@@ -69,13 +77,13 @@ static void stage(lua_State *L, struct handle *h, struct job *job, uint64_t from
   out->at = out->begin;
   ends->at = ends->begin;
   for (uint64_t i = from; i < to; i++) {
-    lua_rawgeti(L, 3, (lua_Integer)i + 1);
+    uint64_t index = push_next(L, job, i);
     int err = codec_write(L, 1, out);
     uint64_t end = (uint64_t)(out->at - out->begin);
     if (LIKELY(err >= 0)) err = plua_write(ends, &end, sizeof end);
     if (UNLIKELY(err < 0)) {
       job_end(L, job, 2);
-      refuse_item(L, h, err, i);
+      refuse_item(L, h, err, index);
     }
     lua_pop(L, 1);
   }
@@ -118,36 +126,34 @@ static void put_blocks(lua_State *L, struct handle *h, struct job *job, uint64_t
   stage_over(h);
 }
 
-/* Puts the item on top of the stack, which crosses in any case, as the job's next. */
+/* Puts the job's next item, of the list at 3, which crosses in any case. */
 static void put_one(lua_State *L, struct handle *h, struct job *job) {
   plua_out *out = put(L, h, job, 2);
-  int err = codec_write(L, 1, out);
+  uint64_t index = push_next(L, job, job->count);
+  int err = job->order ? plua_write(out, &index, sizeof index) : 0;
+  if (LIKELY(err >= 0)) err = codec_write(L, 1, out);
   if (UNLIKELY(err < 0)) {
     seam_put_drop(h);
     job_end(L, job, 2);
-    refuse_item(L, h, err, job->count);
+    refuse_item(L, h, err, index);
   }
   lua_pop(L, 1);
   if (job->low) job->bytes += (size_t)(out->at - out->begin) + 8;
   put_ended(L, h, job, 2, seam_put_next(h));
 }
 
-/* Puts items [from, to) of the list at 3, which cross in any case. */
-static void put_plain(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
-  for (uint64_t i = from; i < to; i++) {
-    lua_rawgeti(L, 3, (lua_Integer)i + 1);
-    put_one(L, h, job);
-  }
-}
-
-/* Puts items [from, to) of the list at 3. stack: handle, job, list, ... */
+/* Puts items [from, to) of the list at 3, the first of which is the job's next. stack: handle, job,
+ * list, ... */
 static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
-  if (all_plain(L, from, to)) {
-    put_plain(L, h, job, from, to);
+  if (all_plain(L, job, from, to)) {
+    while (job->count < to) put_one(L, h, job);
     return;
   }
   stage(L, h, job, from, to);
-  for (uint64_t i = 0; i < to - from; i++) put_staged(L, h, job, NULL, 0, i, i + 1);
+  for (uint64_t i = 0; i < to - from; i++) {
+    uint64_t index = job_index(job, from + i);
+    put_staged(L, h, job, &index, job->order ? sizeof index : 0, i, i + 1);
+  }
   stage_over(h);
 }
 
@@ -157,7 +163,6 @@ static bool put_enough(lua_State *L, struct handle *h, struct job *job, uint64_t
   enum { ROOM = 16 << 20 };
   job->low = ROOM / 2;
   while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few)) {
-    lua_rawgeti(L, 3, (lua_Integer)job->count + 1);
     put_one(L, h, job);
   }
   return job->count == n;
@@ -175,7 +180,7 @@ static int put_inner(lua_State *L) {
   job->few = (uint64_t)luaL_optinteger(L, 5, 0);
   if (job->mode == CALL_FOLD)
     put_blocks(L, h, job, n);
-  else if (job->low || (job->few && all_plain(L, 0, n)))
+  else if (job->low || (job->few && all_plain(L, job, 0, n)))
     all = put_enough(L, h, job, n);
   else
     put_list(L, h, job, 0, n);

@@ -61,7 +61,8 @@ enum call_mode {
 enum call_source {
   FROM_LIST,  /* data[index + 1] of the inherited table, raw */
   FROM_RANGE, /* first + index * step */
-  FROM_BYTES  /* the item's payload */
+  FROM_BYTES, /* the item's payload */
+  FROM_PLACED /* the same, behind the item's index, a u64: items come in another order */
 };
 
 /* What 'run' answers for a reply that is an error. */
@@ -73,7 +74,8 @@ struct call {
   enum call_source source;
   bool plain; /* f is a C function: it gets the item, not the index */
   uint64_t seed;
-  uint64_t count; /* items in all: where the last block ends */
+  uint64_t count;        /* items in all: where the last block ends */
+  const uint64_t *order; /* one-shot: the item at each position; NULL: the one of that number */
 };
 
 /* Runs items on a Lua thread of its own. The thread's lowest slots hold what each item needs; a

@@ -76,6 +76,7 @@ static void push_item(lua_State *L, struct fold *f) {
     push_number(L, 4, f->at);
     return;
   case FROM_BYTES:
+  case FROM_PLACED:
     if (codec_read(L, f->bytes, f->len, &used) != 1)
       luaL_error(L, "%s", unread(L, "item cannot be read"));
     f->bytes += used;
@@ -154,6 +155,7 @@ static bool push_one(struct runner *r, const plua_item *item) {
     push_number(r->L, SLOT_DATA, item->index);
     return true;
   case FROM_BYTES:
+  case FROM_PLACED:
     break;
   }
   FAIL_POINT(W_DECODE);
@@ -179,7 +181,11 @@ static int run_one(struct runner *r, const plua_item *item, plua_out *out) {
 }
 
 static int once_run(void *ctx, const plua_item *item, plua_out *out) {
-  return run_one(ctx, item, out);
+  struct runner *r = ctx;
+  if (LIKELY(!r->call.order)) return run_one(r, item, out);
+  plua_item placed = *item;
+  placed.index = r->call.order[item->index];
+  return run_one(r, &placed, out);
 }
 
 static void once_many(void *ctx, plua_feed *feed) {
@@ -274,11 +280,23 @@ static int run_apply(struct runner *r, const plua_item *item, plua_out *out) {
   return runner_call(r, item, index, n - 1, out);
 }
 
+/* An item whose payload begins with its index. */
+static int run_placed(struct runner *r, const plua_item *item, plua_out *out) {
+  plua_item placed = *item;
+  if (item->len < sizeof placed.index)
+    return runner_refuse(r, out, FAILED_ENCODE, "item cannot be read");
+  memcpy(&placed.index, item->data, sizeof placed.index);
+  placed.data = (const unsigned char *)item->data + sizeof placed.index;
+  placed.len -= sizeof placed.index;
+  return run_one(r, &placed, out);
+}
+
 static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
   struct runner *r = ctx;
   if (UNLIKELY(r->job != item->job) && !job_switch(r, item))
     return runner_refuse(r, out, FAILED_ENCODE, unread(r->L, "the function cannot be read"));
   if (r->call.mode == CALL_APPLY) return run_apply(r, item, out);
+  if (UNLIKELY(r->call.source == FROM_PLACED)) return run_placed(r, item, out);
   return run_one(r, item, out);
 }
 

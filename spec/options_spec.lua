@@ -35,7 +35,7 @@ describe("an option", function()
   end)
 
   it("of a later day is unknown", function()
-    for _, name in ipairs { "memory", "progress", "output", "start", "weight" } do
+    for _, name in ipairs { "memory", "progress", "output", "start" } do
       assert.matches("unknown option '" .. name, message_of(plua.map, print, {}, { [name] = 1 }))
     end
   end)
@@ -168,7 +168,7 @@ end)
 describe("names", function()
   it("are listed in order, and compared", function()
     assert.same({ "chunksize", "finish", "init", "max_rss", "max_tasks_per_child", "memory",
-      "nested", "on_error", "retries", "seed", "timeout", "workers" }, options.names)
+      "nested", "on_error", "retries", "seed", "timeout", "weight", "workers" }, options.names)
     assert.equal("retries", options.nearest("retry", options.names))
     assert.is_nil(options.nearest("x", {}))
   end)

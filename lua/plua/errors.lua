@@ -39,7 +39,7 @@ local SHORT <const> = 60 -- characters of a string that a message shows
 -- Frames of these modules, which lie beside this one, are ours.
 local OURS <const> = {
   cli = true, data = true, errors = true, future = true, init = true, job = true, json = true,
-  map = true, options = true, pool = true, run = true,
+  map = true, options = true, pool = true, run = true, weight = true,
 }
 local HERE <const> = debug.getinfo(1, "S").short_src
 local HOME <const> = HERE:gsub("errors%.lua$", "")

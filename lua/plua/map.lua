@@ -69,6 +69,7 @@ local function begin(call)
     init = opts.init, finish = opts.finish, timed = opts.timeout ~= nil,
     f = call.f, reduce = call.reduce, data = inherited,
     mode = call.mode, source = from, seed = run.seed(opts), count = call.source.n,
+    order = call.order,
   })
   if not fine then errors.not_opened(handle, workers) end
   local session <const> = setmetatable({

@@ -45,6 +45,10 @@ local M <const> = {}
 ---  Default: never
 ---@field seed? integer  where the random numbers that items draw begin: math.random is seeded anew
 ---  for each item by this and its index. Default: drawn from the caller's math.random
+---@field weight? fun(item: any): number  what an item will cost, more or less, in any unit: those
+---  that cost most are begun first, one by one whatever chunksize says, so that no long one is left
+---  for the end. The caller calls it once for each item. Results keep their places. Not for pools
+---  as a whole, nor for find, mapreduce and imap over an iterator; imap gives out all at once
 ---@field nested? boolean  whether a call inside an item may have workers of its own. Default false:
 ---  it runs in the worker
 
@@ -167,6 +171,7 @@ local OPTIONS <const> = {
   max_rss = { bytes, SIZE, true },
   seed = { INTEGER, "a whole number" },
   nested = { of_type("boolean"), "true or false", true },
+  weight = { of_type("function"), "a function" },
 }
 
 --- The names of all options, in order.

@@ -9,6 +9,7 @@ local future <const> = require("plua.future")
 local errors <const> = require("plua.errors")
 local options <const> = require("plua.options")
 local run <const> = require("plua.run")
+local weight <const> = require("plua.weight")
 
 local M <const> = {}
 
@@ -79,10 +80,19 @@ local function complete(spec, call, pool)
   local source <const> = call.source
   spec.f, spec.reduce, spec.seed = call.f, call.reduce, seed_of(pool, call.opts)
   spec.source, spec.open = core.FROM_BYTES, true
-  if source.range then
+  if call.order then
+    spec.source = core.FROM_PLACED
+  elseif source.range then
     spec.source, spec.range = core.FROM_RANGE, { source.range.first, source.range.step }
   end
   return spec
+end
+
+-- Numbers that are given out in another order are sent one by one.
+local function unrolled(range)
+  local list <const> = {}
+  for i = 1, range.n do list[i] = range[i] end
+  return list
 end
 
 -- Items of a list, encoded as a stream wants them.
@@ -102,16 +112,17 @@ local function begin_on(pool)
     local handle <const>, source <const> = pool.handle, call.source
     local spec <const> = complete(run.spec(call), call, pool)
     local job <const> = handle:job(spec)
+    local list <const> = source.list or call.order and unrolled(source.range)
     local session <const> = setmetatable({
-      handle = handle, job = job, workers = pool.workers, list = source.list, pool = pool,
+      handle = handle, job = job, workers = pool.workers, list = list, pool = pool,
       call = call, list_n = source.n,
     }, Session)
     if call.window then
       pool.streams[session] = true
-      if source.list then session.put = put_slice end
-    elseif source.list and call.at_once then
-      handle:put(job, source.list, source.n)
-    elseif source.list then
+      if list then session.put = put_slice end
+    elseif list and call.at_once then
+      handle:put(job, list, source.n)
+    elseif list then
       session:put_more()
     else
       handle:extend(job, run.positions(call))
@@ -281,6 +292,7 @@ local function map_async(pool, call)
     future.conclude(promise, nil, { n = 0 })
     return promise
   end
+  call.order = weight.order(call.opts.weight, call.source)
   call.at_once = true -- it proceeds while the script does something else
   local session <const> = setmetatable(begin_on(pool)(call), nil) -- the job outlives it
   promise.job = session.job
@@ -435,6 +447,7 @@ end
 ---@return plua.Pool
 function M.open(opts)
   local given <const> = options.check(opts)
+  if given.weight then error("option 'weight' is one of calls: it is about their items", 2) end
   local workers <const>, cores <const> = team_size(given)
   local fine <const>, handle <const> = pcall(core.open, {
     once = false, workers = workers, cores = cores, spare = true, seed = 0,

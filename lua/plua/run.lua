@@ -8,6 +8,7 @@ local core <const> = require("plua.core")
 local data <const> = require("plua.data")
 local errors <const> = require("plua.errors")
 local options <const> = require("plua.options")
+local weight <const> = require("plua.weight")
 
 local M <const> = {}
 
@@ -19,6 +20,7 @@ local M <const> = {}
 ---@field source plua.Source
 ---@field opts table
 ---@field window? boolean  items are given as results are taken
+---@field order? userdata   in which the items are given out; nil: their own
 
 ---@class plua.Session  to be closed
 ---@field handle userdata
@@ -56,7 +58,7 @@ function M.spec(call)
   return options.set_retries(opts.retries, {
     mode = call.mode, keep = call.keep, total = source.n,
     policy = POLICY[opts.on_error or "raise"] or core.CALL,
-    chunksize = math.tointeger(opts.chunksize) or 0,
+    chunksize = call.order and 1 or math.tointeger(opts.chunksize) or 0, order = call.order,
     timeout = opts.timeout,
     data = source.list or source.range,
   })
@@ -182,6 +184,7 @@ end
 -- Runs the call to its end and answers the table of outcomes.
 local function outcomes(begin, call)
   call.keep = core.LIST
+  call.order = weight.order(call.opts.weight, call.source)
   local session <close> = begin(call)
   settle(session, call.opts.on_error)
   session:finish()
@@ -234,6 +237,7 @@ end
 
 --- plua.mapreduce.
 function M.fold(begin, call)
+  weight.never(call.opts.weight, "its blocks of items are the same whatever they cost")
   call.source = data.drained(call.source, false)
   if no_outcomes(call) then return nil end
   local parts <const>, on_error <const> = outcomes(begin, call), call.opts.on_error
@@ -274,7 +278,7 @@ local function refill(stream)
     stream.given = given
     return
   end
-  local given <const> = math.min(source.n, stream.taken + stream.window)
+  local given <const> = math.min(source.n, stream.whole or stream.taken + stream.window)
   local more <const> = given - stream.given
   if more > 0 and session.put then session:put(stream.given + 1, given)
   elseif more > 0 then session.handle:extend(session.job, more) end
@@ -340,12 +344,17 @@ end
 --- plua.imap and plua.imap_unordered: what a generic for takes. 'call.keep' says the order.
 function M.stream(begin, call)
   local opts <const>, source <const> = call.opts, call.source
+  if source.iterator then
+    weight.never(opts.weight, "an iterator's items are not known before they are begun; pass a list")
+  end
   call.window = true
+  call.order = weight.order(opts.weight, source)
   local session <const> = begin(call)
   local stream <const> = {
     session = session, source = source, workers = math.max(session.workers, 1), window = 0,
     taken = 0, given = 0, credit = 0, ended = false, on_error = opts.on_error,
     tell = opts.tell,
+    whole = call.order and call.keep == core.ORDER and source.n, -- the first may be begun last
   }
   local job <const> = session.job
   local take <const> = job.take
@@ -363,6 +372,7 @@ end
 
 --- plua.find, over a stream in input order.
 function M.find(begin, call)
+  weight.never(call.opts.weight, "it looks for the first in the order of the input")
   call.keep = core.ORDER
   for index, result in M.stream(begin, call) do
     if result and not (errors.iserror(result) and call.opts.on_error == "collect") then
