@@ -74,7 +74,8 @@ for _, workers in ipairs { 0, 1, 2, 3 } do
 
       shows("imap answers in the order of the input", function(calls)
         local at = 0
-        for i, result in calls.imap(function(x) return -x end, costs(N), { weight = light_first }) do
+        local opts <const> = { weight = light_first }
+        for i, result in calls.imap(function(x) return -x end, costs(N), opts) do
           at = at + 1
           assert.equal(at, i)
           assert.equal(-(i * 17 % 23), result)
@@ -170,9 +171,9 @@ describe("weights", function()
   it("that are no numbers are refused, and the item named", function()
     local function bad(value) return function(x) return x == 2 and value or 1 end end
     local line <const> = debug.getinfo(1, "l").currentline + 1
-    local message <const> = message_of(function() plua.map(cost, { 1, 2 }, { weight = bad "x" }) end)
-    assert.equal(("spec/weight_spec.lua:%d: plua.map: option 'weight' gave string \"x\" for item 2, "
-      .. "where a number is wanted"):format(line), message)
+    local function call() plua.map(cost, { 1, 2 }, { weight = bad "x" }) end
+    assert.equal(("spec/weight_spec.lua:%d: plua.map: option 'weight' gave string \"x\" for "
+      .. "item 2, where a number is wanted"):format(line), message_of(call))
     assert.matches("gave NaN for item 2",
       message_of(plua.map, cost, { 1, 2 }, { weight = bad(0 / 0) }))
     assert.matches("gave nil for item 1",

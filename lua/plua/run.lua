@@ -345,7 +345,7 @@ end
 function M.stream(begin, call)
   local opts <const>, source <const> = call.opts, call.source
   if source.iterator then
-    weight.never(opts.weight, "an iterator's items are not known before they are begun; pass a list")
+    weight.never(opts.weight, "an iterator gives its items one by one; pass a list")
   end
   call.window = true
   call.order = weight.order(opts.weight, source)
