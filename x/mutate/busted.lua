@@ -1,1 +1,0 @@
-require('busted.runner')({ standalone = false })
