@@ -520,12 +520,9 @@ static int set_maker(lua_State *L) {
   return 0;
 }
 
-/* core.warner(fn): fn is called with what went wrong without ending anything. The first one given
-   stays: the program's goes before the library's. */
+/* core.warner(fn): fn is called with what went wrong without ending anything. */
 static int set_warner(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
-  lua_settop(L, 1);
-  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &warner_key) != LUA_TNIL) return 0;
   lua_settop(L, 1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &warner_key);
   return 0;

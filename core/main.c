@@ -6,6 +6,7 @@
    SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -181,7 +182,26 @@ static int flush_results(void) {
   return -1;
 }
 
+struct warnings {
+  bool on, ours, going; /* ours: this one begins with "plua: "; going: more of it comes */
+};
+
+/* As lua's own, silent until "@on"; but what plua warns of is shown in either case. */
+static void warned(void *ud, const char *text, int more) {
+  struct warnings *w = ud;
+  if (!w->going && !more && text[0] == '@') {
+    if (strcmp(text, "@on") == 0) w->on = true;
+    if (strcmp(text, "@off") == 0) w->on = false;
+    return;
+  }
+  if (!w->going) w->ours = strncmp(text, "plua: ", 6) == 0;
+  if (w->on && !w->ours && !w->going) fputs("Lua warning: ", stderr);
+  if (w->on || w->ours) fprintf(stderr, "%s%s", text, more ? "" : "\n");
+  w->going = more != 0;
+}
+
 int main(int argc, char **argv) {
+  static struct warnings warnings;
   struct outcome out = {0, 0};
   signal(SIGPIPE, SIG_DFL); /* 'plua x.lua | head -1' ends quietly, whoever started it */
   lua_State *L = luaL_newstate();
@@ -189,6 +209,7 @@ int main(int argc, char **argv) {
     fputs("plua: cannot create state: not enough memory\n", stderr);
     return EXIT_FAILURE;
   }
+  lua_setwarnf(L, warned, &warnings);
   lua_pushcfunction(L, run);
   lua_pushinteger(L, argc);
   lua_pushlightuserdata(L, argv);

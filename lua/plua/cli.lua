@@ -184,17 +184,6 @@ local function fault_of(option)
   if name == "grace" then return grace_fault(value, word) end
 end
 
--- What goes wrong without ending anything is said on stderr, each thing once.
-local function listen()
-  local said <const> = {}
-  require("plua.core").warner(function(text)
-    local what <const> = text:gsub("%d+", "")
-    if said[what] then return end
-    said[what] = true
-    complain(require("plua.errors").explained(text))
-  end)
-end
-
 -- Makes the options the defaults of all calls. nil, or what is wrong.
 local function apply(list, host)
   local defaults <const> = {}
@@ -555,7 +544,6 @@ function M.run(plan, host)
   if plan.help or plan.version or plan.cpus then return 0, 0 end
   if plan.banner then io.stdout:write(banner(host)) end
   rawset(_G, "arg", arg_table(plan))
-  listen()
   return run_all(plan, host)
 end
 

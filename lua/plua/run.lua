@@ -100,9 +100,16 @@ end
 
 -- ---- warnings ---------------------------------------------------------------------------------
 
--- What went wrong without ending anything goes to warn(), which is silent unless the script or -W
--- turned it on. The command has a way of its own.
-core.warner(function(text) warn("plua: " .. errors.explained(text)) end)
+local warned <const> = {}
+
+-- What goes wrong without ending anything is told once by warn(), which is silent unless the script
+-- or -W turned it on. The command shows what begins as these do.
+core.warner(function(text)
+  local what <const> = text:gsub("%d+", "")
+  if warned[what] then return end
+  warned[what] = true
+  warn("plua: " .. errors.explained(text))
+end)
 
 -- ---- callbacks --------------------------------------------------------------------------------
 
