@@ -139,8 +139,9 @@ typedef struct plua_tasks {
   /* Optional. Called in a signal handler while an item runs that has reached its timeout, again
      every 50 ms while it goes on: makes 'run' end soon, with a positive answer. */
   void (*interrupt)(void *ctx);
-  /* Optional, in place of 'run': runs feed->item and those that follow until feed->done answers 0.
-     So what is set up around an item (a lua_pcall, a try) can be set up around many. */
+  /* Optional, called in place of 'run', which is there all the same: runs feed->item and those that
+     follow until feed->done answers 0. So what is set up around an item (a lua_pcall, a try) can be
+     set up around many. */
   void (*run_many)(void *ctx, plua_feed *feed);
 } plua_tasks;
 

@@ -634,7 +634,7 @@ unsigned sched_unbegun(const struct sched *s) {
 }
 bool sched_due(const struct sched *s) {
   unsigned enough = s->slots / (s->unbegun < s->team ? 32 : 4);
-  return s->queued > 0 && s->free_slots >= enough;
+  return s->queued > 0 && s->free_slots > enough;
 }
 struct sched_counts sched_counts(const struct sched *s) {
   return s->counts;

@@ -13,6 +13,7 @@ local programs <const> = {
     two_pools = "runs two pools at once",
     many_jobs = "tells the outcomes of many jobs apart",
     extend = "takes items while others run",
+    run_many = "hands items to run_many, where a host has it, whatever they do",
     runs = "tells results in runs, each once, though workers die between them",
     result_sizes = "brings replies of every size near the bounds of the ring",
     result_10mb = "brings replies of 10 MB beside small ones",

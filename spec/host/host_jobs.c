@@ -137,6 +137,38 @@ static void runs(void) {
   CHECK(longest > 50);
 }
 
+/* 'run' is not called where there is 'run_many'. */
+static int no_item(void *ctx, const plua_item *item, plua_out *out) {
+  (void)ctx, (void)item, (void)out;
+  _exit(3);
+}
+
+static void expect_cube_or_worse(struct drive *d, const plua_event *e) {
+  if (e->what == PLUA_RESULT && !e->failed) expect_cube(d, e);
+}
+
+/* All the items of a batch in one call. */
+static void cubes_fed(void *ctx, plua_feed *feed) {
+  while (feed->done(feed, cube_or_worse(ctx, feed->item, feed->out))) continue;
+}
+
+static void run_many(void) {
+  for (unsigned chunk = 0; chunk < 1000; chunk += 333) {
+    plua_tasks tasks = {.size = sizeof tasks, .run = no_item, .run_many = cubes_fed};
+    plua_options options = {.size = sizeof options, .workers = 2, .max_tasks = chunk ? 0 : 5000};
+    struct drive d;
+    plua_pool *p;
+    CHECK_IS(plua_open(&p, &options, &tasks), 0);
+    drive_submit(&d, p, 20000, (plua_job){.chunksize = chunk});
+    d.on = expect_cube_or_worse;
+    drive(&d);
+    CHECK_IS(d.lost, 20);
+    CHECK_IS(d.errors, 207);
+    drive_end(&d);
+    plua_close(p);
+  }
+}
+
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
 static unsigned char byte_at(uint64_t seed, size_t i) {
@@ -422,6 +454,7 @@ int main(int argc, char **argv) {
     {"many_jobs", many_jobs},
     {"extend", extend},
     {"runs", runs},
+    {"run_many", run_many},
     {"result_sizes", result_sizes},
     {"result_10mb", result_10mb},
     {"result_100mb", result_100mb},

@@ -414,6 +414,7 @@ static void check_counts(const struct run *r) {
   CHECK(sched_waiting(r->sched) == (count_place(m, WAITS) > 0));
   CHECK(slots_out(m) == conf.slots || sched_dry(r->sched) == (turn(m) == LANES));
   CHECK(m->passed <= conf.patience);
+  CHECK(sched_due(r->sched) == (sched_waiting(r->sched) && slots_out(m) < conf.slots));
   CHECK(sched_unbegun(r->sched) == unbegun);
   CHECK(sched_divisible(r->sched) == (begun > 0));
 }
