@@ -56,7 +56,8 @@ local function run(text, hup)
   helper.write(dir .. "/x.lua", HEAD:format(notes, notes, notes) ..
     ("NOTE = %q\n"):format(notes) .. text)
   local pid <const>, fd <const> = pty.open("/bin/bash", "-c",
-    (hup and "" or "trap '' HUP\n") .. ("ulimit -c 0; LUA_CPATH='%s/kit/?.so;' exec %s -j 2 %s/x.lua >%s/out 2>%s/err"):format(
+    (hup and "" or "trap '' HUP\n") ..
+    ("ulimit -c 0; LUA_CPATH='%s/kit/?.so;' exec %s -j 2 %s/x.lua >%s/out 2>%s/err"):format(
       helper.build, helper.plua, dir, dir, dir))
   local how <const>, code <const> = pty.wait(pid, 30)
   if not how then
