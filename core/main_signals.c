@@ -70,6 +70,18 @@ static bool busy(lua_State *L) {
   return is;
 }
 
+/* "script.lua:7: " of the innermost function that has lines, or "". */
+static void push_place(lua_State *L) {
+  lua_Debug ar;
+  for (int level = 0; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "Sl", &ar);
+    if (ar.currentline <= 0) continue;
+    lua_pushfstring(L, "%s:%d: ", ar.short_src, ar.currentline);
+    return;
+  }
+  lua_pushliteral(L, "");
+}
+
 /* A call of plua may have seen the word first: then there is nothing to raise. */
 static void on_hook(lua_State *L, lua_Debug *ar) {
   (void)ar;
@@ -84,7 +96,7 @@ static void on_hook(lua_State *L, lua_Debug *ar) {
   } else {
     return;
   }
-  luaL_where(L, 0);
+  push_place(L);
   lua_pushliteral(L, "interrupted!");
   lua_concat(L, 2);
   lua_error(L);

@@ -4,7 +4,7 @@
    the script starts by itself bears none, and stays.
    How the program ends does not matter:
      by itself, or by a signal that it handles     strays_end looks for them
-     by SIGKILL, or any other death                the watch, a child that waits for that, does
+     by SIGKILL, or any other death                the watch, a process that waits for that, does
    Not found: those whose environment was cleared or changed (env -u PLUA_ITEM_OF, to leave
    something running on purpose), or that run as another user.
    Knows /proc and pidfds. Does not know workers. SPDX-License-Identifier: MIT */
@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -35,8 +36,8 @@ enum {
 };
 
 static struct {
-  pid_t owner; /* 0: workers are not marked */
-  pid_t watch; /* 0: none */
+  pid_t owner;         /* 0: workers are not marked */
+  volatile char *over; /* shared with the watch: 1, it has nothing to do; NULL: there is none */
   int64_t began_ms;
   char entry[64]; /* PLUA_ITEM_OF=... */
   char name[16];
@@ -96,14 +97,15 @@ static bool has_entry(pid_t pid) {
 
 enum kind { NOT, FORKED, STARTED };
 
-/* What a living process is to us; its name goes to 'name'. */
-static enum kind kind_of(pid_t pid, char name[16]) {
+/* What a living process is to us; its name goes to 'name'. Workers count as forks. */
+static enum kind kind_of(pid_t pid, char name[16], pid_t *parent) {
   char stat[256];
   size_t n = read_proc(pid, "stat", stat, sizeof stat - 1);
   stat[n] = 0;
   char *open = strchr(stat, '('), *close = strrchr(stat, ')');
   if (!open || !close || close - open > 16 || close[1] == 0) return NOT;
   if (close[2] == 'Z' || close[2] == 'X') return NOT;
+  *parent = (pid_t)atoi(close + 3);
   *close = 0;
   snprintf(name, 16, "%s", open + 1);
   if (strcmp(name, strays.name) == 0) return FORKED;
@@ -127,14 +129,16 @@ static void note(struct sweep *s, pid_t pid, const char *name) {
 }
 
 /* The pidfd is opened before the process is looked at, so a pid that was used again is not hit.
-   Forks of a worker take no SIGTERM. */
+   Forks of a worker take no SIGTERM. Workers that live still are not told of. */
 static void visit(struct sweep *s, pid_t pid) {
   char name[16];
-  if (pid == strays.owner || pid == strays.watch || pid == getpid()) return;
-  int fd = s->signal ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
-  enum kind kind = s->signal && fd < 0 ? NOT : kind_of(pid, name);
-  if (kind != NOT) note(s, pid, name);
-  if (kind != NOT && s->signal)
+  pid_t parent = 0;
+  if (pid == strays.owner || pid == getpid()) return;
+  int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+  enum kind kind = fd < 0 ? NOT : kind_of(pid, name, &parent);
+  bool worker = kind == FORKED && parent == strays.owner;
+  if (kind != NOT && !worker) note(s, pid, name);
+  if (worker || (kind != NOT && s->signal))
     syscall(SYS_pidfd_send_signal, fd, kind == FORKED ? SIGKILL : s->signal, NULL, 0);
   if (fd >= 0) close(fd);
 }
@@ -206,26 +210,25 @@ static _Noreturn void watch(int owner_fd) {
     for (int fd = 1; fd < 1024; fd++) close(fd);
   struct pollfd f = {0, POLLIN, 0};
   while (poll(&f, 1, -1) < 1) continue;
-  end_all(true, 0);
+  if (!*strays.over) end_all(true, 0);
   _exit(0);
 }
 
-/* Made early, while there is little memory to copy. It is no child that wait() would see: scripts
-   may wait for all of theirs. Without it all is well, save after a SIGKILL. */
+/* Made early, while there is little memory to copy, and by a child that ends at once, so that it is
+   no child of ours: scripts may count theirs, or wait for all. Without it all is well, save after
+   a SIGKILL. */
 static void start_watch(void) {
+  char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   int fd = (int)syscall(SYS_pidfd_open, strays.owner, 0);
-  if (fd < 0) return;
+  if (page == MAP_FAILED || fd < 0) return;
+  strays.over = page;
   long pid = syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
-  if (pid == 0) watch(fd);
-  if (pid > 0) strays.watch = (pid_t)pid;
+  if (pid == 0) {
+    if (syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL) == 0) watch(fd);
+    _exit(0);
+  }
+  while (pid > 0 && waitpid((pid_t)pid, NULL, __WALL) < 0 && errno == EINTR) continue;
   close(fd);
-}
-
-static void end_watch(void) {
-  if (!strays.watch) return;
-  kill(strays.watch, SIGKILL); /* not reaped yet, so the pid is still its own */
-  while (waitpid(strays.watch, NULL, __WALL) < 0 && errno == EINTR) continue;
-  strays.watch = 0;
 }
 
 /* ---- for main ------------------------------------------------------------------------------- */
@@ -233,7 +236,7 @@ static void end_watch(void) {
 void strays_end(bool quiet) {
   if (!strays.owner || strays.owner != getpid()) return;
   end_all(quiet, PEACE_MS);
-  end_watch();
+  if (strays.over) *strays.over = 1;
   strays.owner = 0;
 }
 

@@ -250,7 +250,7 @@ describe("an error", function()
     ]]
     local result <const> = helper.run(helper.plua .. " " .. script)
     assert.same({ "1\n", 130 }, { result.out, result.status })
-    assert.matches("interrupted!", result.err)
+    assert.equal("plua: interrupted: 0 of 3 items done\n", result.err)
   end)
 
   it("shows items in short: strings quoted and cut, small tables", function()
