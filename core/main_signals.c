@@ -70,12 +70,12 @@ static bool busy(lua_State *L) {
   return is;
 }
 
-/* "script.lua:7: " of the innermost function that has lines, or "". */
+/* "script.lua:7: " of the script's innermost function, or "". */
 static void push_place(lua_State *L) {
   lua_Debug ar;
   for (int level = 0; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);
-    if (ar.currentline <= 0) continue;
+    if (ar.currentline <= 0 || strncmp(ar.source, "@plua/", 6) == 0) continue;
     lua_pushfstring(L, "%s:%d: ", ar.short_src, ar.currentline);
     return;
   }

@@ -172,7 +172,7 @@ describe("Ctrl-C", function()
     assert(helper.wait(function() return helper.read(run.dir .. "/x.lua.begun") end, 20))
     kit.kill(run.pid, INT)
     assert.equal("exit 0", (ending(run)))
-    assert.equal("false\tinterrupted!\n3\n", run.out, run.err)
+    assert.truthy(run.out:find("^false\t[^\n]*interrupted!\n3\n$"), run.out .. run.err)
   end)
 
   for name, text in pairs {
