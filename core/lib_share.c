@@ -79,8 +79,8 @@ static void join_free_blocks(void) {
 
 /* Whether the heap is much as it was after the last whole collection, and collecting it costs. */
 static bool same(lua_State *L, const struct runtime *rt) {
-  size_t heap = heap_size(L);
-  return heap >= LARGE && heap <= rt->heap + rt->heap / 10;
+  size_t heap = heap_size(L), tenth = rt->heap / 10;
+  return heap >= LARGE && heap <= rt->heap + tenth && heap >= rt->heap - tenth;
 }
 
 /* Has the heap collected by generations. True: that took a whole collection, as it does from the
@@ -96,8 +96,10 @@ static bool enter(lua_State *L, struct runtime *rt) {
 void share_begin(lua_State *L, struct handle *h) {
   struct runtime *rt = h->rt;
   luaL_checkstack(L, 4, NULL);
+  if (lua_gc(L, LUA_GCISRUNNING) < 0) return; /* inside a finaliser: the collector rests */
   bool whole = enter(L, rt);
-  lua_gc(L, LUA_GCSTEP, 0); /* a young one; runs finalisers */
+  for (int i = 0; i < (whole ? 1 : 3); i++) /* what lives through three is old */
+    lua_gc(L, LUA_GCSTEP, 0);
   if (whole || !same(L, rt)) {
     if (!whole) lua_gc(L, LUA_GCCOLLECT);
     size_t heap = heap_size(L);

@@ -174,7 +174,8 @@ void memory_open(struct runner *r);
 /* Around an item's own code: there the worker's limit holds. */
 void memory_arm(const struct runner *r);
 void memory_disarm(const struct runner *r);
-/* Between two items: a worker that stays near its limit though it has collected is replaced. */
+/* Between two items: a worker that holds more than three quarters of its limit though it has
+   collected is replaced; more than half, where an item has failed for want of memory. */
 void memory_settle(const struct runner *r);
 /* Whether what pcall answered, with the error on top, says that memory ran out. */
 bool memory_failed(struct lua_State *L, int status);

@@ -143,6 +143,43 @@ static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
   return answer;
 }
 
+/* ---- limited memory ------------------------------------------------------------------------- */
+
+typedef int run_item(struct runner *r, const plua_item *item, plua_out *out);
+
+struct limited {
+  struct runner *r;
+  const plua_item *item;
+  plua_out *out;
+  run_item *run;
+  int answer;
+};
+
+static int limited_run(lua_State *L) {
+  struct limited *p = lua_touserdata(L, 1);
+  lua_settop(L, 0);
+  runner_load(p->r);
+  p->answer = p->run(p->r, p->item, p->out);
+  return 0;
+}
+
+/* Where memory is limited it may run out in our own code too: reading the item, writing the reply.
+ */
+static int run_limited(struct runner *r, const plua_item *item, plua_out *out, run_item *run) {
+  lua_State *L = r->L;
+  struct limited p = {.r = r, .item = item, .out = out, .run = run};
+  size_t start = (size_t)(out->at - out->begin);
+  lua_pushcfunction(L, limited_run);
+  lua_pushlightuserdata(L, &p);
+  int status = lua_pcall(L, 1, 0, 0);
+  if (status == LUA_OK) return p.answer;
+  stop_disarm(r);
+  memory_disarm(r);
+  p.answer = runner_failed(r, status, out, start, 0);
+  lua_settop(L, SLOTS);
+  return p.answer;
+}
+
 /* ---- one-shot teams ------------------------------------------------------------------------ */
 
 /* Pushes the item; false: it cannot be read. stack: slots, f */
@@ -180,16 +217,26 @@ static int run_one(struct runner *r, const plua_item *item, plua_out *out) {
   return runner_call(r, item, item->index, 2, out);
 }
 
-static int once_run(void *ctx, const plua_item *item, plua_out *out) {
-  struct runner *r = ctx;
+/* The item that stands at this place in the order of the call. */
+static int once_item(struct runner *r, const plua_item *item, plua_out *out) {
   if (LIKELY(!r->call.order)) return run_one(r, item, out);
   plua_item placed = *item;
   placed.index = r->call.order[item->index];
   return run_one(r, &placed, out);
 }
 
+static int once_run(void *ctx, const plua_item *item, plua_out *out) {
+  struct runner *r = ctx;
+  return UNLIKELY(r->memory) ? run_limited(r, item, out, once_item) : once_item(r, item, out);
+}
+
+/* Items whose memory is limited are protected one by one. */
 static void once_many(void *ctx, plua_feed *feed) {
-  runner_many(ctx, feed, once_run);
+  const struct runner *r = ctx;
+  if (LIKELY(!r->memory))
+    runner_many(ctx, feed, once_run);
+  else
+    while (feed->done(feed, once_run(ctx, feed->item, feed->out))) continue;
 }
 
 plua_tasks once_tasks(struct runner *r) {
@@ -291,8 +338,7 @@ static int run_placed(struct runner *r, const plua_item *item, plua_out *out) {
   return run_one(r, &placed, out);
 }
 
-static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
-  struct runner *r = ctx;
+static int pool_item(struct runner *r, const plua_item *item, plua_out *out) {
   if (UNLIKELY(r->job != item->job) && !job_switch(r, item))
     return runner_refuse(r, out, FAILED_ENCODE, unread(r->L, "the function cannot be read"));
   if (r->call.mode == CALL_APPLY) return run_apply(r, item, out);
@@ -300,8 +346,17 @@ static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
   return run_one(r, item, out);
 }
 
+static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
+  struct runner *r = ctx;
+  return UNLIKELY(r->memory) ? run_limited(r, item, out, pool_item) : pool_item(r, item, out);
+}
+
 static void pool_many(void *ctx, plua_feed *feed) {
-  runner_many(ctx, feed, pool_run);
+  const struct runner *r = ctx;
+  if (LIKELY(!r->memory))
+    runner_many(ctx, feed, pool_run);
+  else
+    while (feed->done(feed, pool_run(ctx, feed->item, feed->out))) continue;
 }
 
 plua_tasks pool_tasks(struct runner *r) {

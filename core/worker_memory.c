@@ -168,11 +168,12 @@ static void *allocate(void *ud, void *block, size_t osize, size_t nsize) {
 
 /* ---- a worker's life ------------------------------------------------------------------------ */
 
-/* Young collections do not look at what is old: they can be frequent, so that little is touched. */
+/* Young collections do not look at what is old: they can be frequent, so that little is touched.
+   Whole ones unshare all: they may wait until the heap is twice or thrice what it was. */
 static void pace(lua_State *L) {
   size_t heap = ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + 1, percent = MINOR * 100 / heap;
   if (percent >= 20) return; /* Lua's own */
-  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : (int)percent, 0);
+  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : (int)percent, 200);
   lua_gc(L, LUA_GCSTEP, 0); /* when the next one comes was settled before */
 }
 
@@ -209,9 +210,11 @@ void memory_disarm(const struct runner *r) {
 
 void memory_settle(const struct runner *r) {
   struct memory *m = memory;
-  if (!m || !r->process || m->cap == SIZE_MAX || LIKELY(used(m) <= m->cap - m->cap / 8)) return;
+  if (!m || !r->process || m->cap == SIZE_MAX) return;
+  size_t most = m->asked ? m->cap / 2 : m->cap - m->cap / 4;
+  if (LIKELY(used(m) <= most)) return;
   lua_gc(r->L, LUA_GCCOLLECT);
-  if (used(m) > m->cap - m->cap / 4) *r->spent = 1;
+  if (used(m) > most) *r->spent = 1;
 }
 
 /* ---- telling -------------------------------------------------------------------------------- */
