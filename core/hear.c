@@ -67,6 +67,9 @@ static bool frame_tail(struct link_event *e, int *code) {
   if (e->len < sizeof t) return false;
   e->len -= sizeof t;
   memcpy(&t, (const unsigned char *)e->data + e->len, sizeof t);
+  if (t.printed > e->len) return false;
+  e->len -= e->output_len = t.printed;
+  e->output = (const char *)e->data + e->len;
   e->elapsed_ns = t.elapsed_ns;
   *code = t.code;
   return true;
@@ -234,6 +237,7 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   e->status = p->status;
   e->code = p->broken ? PLUA_EPROTO : 0;
   if (p->signal == SIGKILL && !p->killed && oom_took(&l->oom)) e->code = PLUA_EOOM;
+  words_take(l, p, e);
   forget_peer(l, p);
   if (p->broken || p->signal || p->status) local_heal(l, p->broken);
   return 1;
@@ -262,6 +266,8 @@ int hear_next(struct local *l, struct link_event *e, plua_reply *replies, unsign
   e->slot = NO_SLOT;
   e->data = NULL;
   e->len = 0;
+  e->output = NULL;
+  e->output_len = 0;
   e->elapsed_ns = -1;
   e->signal = e->status = e->code = e->failed = 0;
   if (UNLIKELY(++l->frames > FRAMES_PER_LOOK)) local_look(l, 0);

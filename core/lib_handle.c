@@ -191,6 +191,9 @@ static void read_call(lua_State *L, struct runner *r) {
   r->call.seed = (uint64_t)field(L, "seed", 0);
   r->call.count = (uint64_t)field(L, "count", 0);
   r->cores = (int)field(L, "cores", 1);
+  lua_getfield(L, 2, "grouped");
+  r->grouped = lua_toboolean(L, -1);
+  lua_pop(L, 1);
 }
 
 static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, int workers) {
@@ -199,7 +202,8 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
                           .max_tasks = (uint64_t)field(L, "max_tasks", 0),
                           .max_rss = (uint64_t)field(L, "max_rss", 0)};
   lua_getfield(L, 2, "spare");
-  options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0);
+  options.flags = (h->once ? PLUA_KEEP_FDS : 0) | (lua_toboolean(L, -1) ? PLUA_SPARE : 0) |
+                  (h->runner.grouped ? PLUA_GROUPED : PLUA_LAST_WORDS);
   lua_pop(L, 1);
   h->runner.process = true;
   h->runner.memory = (size_t)field(L, "memory", 0);
@@ -210,8 +214,8 @@ static int open_team(lua_State *L, struct handle *h, const plua_tasks *tasks, in
   return plua_open(&h->pool, &options, tasks);
 }
 
-/* core.open(spec) -> handle. spec: once, workers, max_tasks, max_rss, memory, spare, cores, init,
-   finish; with once also f, reduce, data, mode, source, seed, count, order, timed. */
+/* core.open(spec) -> handle. spec: once, workers, max_tasks, max_rss, memory, spare, grouped,
+   cores, init, finish; with once also f, reduce, data, mode, source, seed, count, order, timed. */
 static int open_handle(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);

@@ -5,11 +5,13 @@
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base.h"
+#include "capture.h"
 #include "lib.h"
 
 struct payload {
@@ -42,6 +44,10 @@ struct inliner {
   plua_item item; /* the one that runs */
   int answer;
   bool entered, running, shut, left;
+  struct capture capture; /* grouped output; shown NULL: not opened yet */
+  _Atomic uint64_t shown[2];
+  char *words; /* what the item that failed last had printed; CAPTURE_TAIL bytes */
+  size_t printed;
   bool torn; /* what a hook raised has ended 'item' and the call around it: it has no outcome yet */
   uint64_t submitted, done, retried;
 };
@@ -96,6 +102,8 @@ void inline_close(struct inliner *p) {
   free(p->jobs);
   scratch_close(&p->in);
   scratch_close(&p->reply);
+  if (p->capture.shown) capture_close(&p->capture);
+  free(p->words);
   free(p);
 }
 
@@ -229,6 +237,27 @@ static int protected_call(lua_State *L) {
   return 0;
 }
 
+/* Outermost items only: what is inside one is part of its block. */
+static bool output_begin(struct inliner *p) {
+  p->printed = 0;
+  if (!p->r->grouped || p->r->rt->depth || p->r->rt->worker) return false;
+  if (!p->capture.shown && capture_open(&p->capture, CAPTURE_OUT | CAPTURE_ERR, p->shown) < 0)
+    return false;
+  fflush(stdout);
+  fflush(stderr);
+  capture_on(&p->capture);
+  return true;
+}
+
+static void output_end_inline(struct inliner *p, bool failed) {
+  fflush(stdout);
+  fflush(stderr);
+  if (failed && !p->words) p->words = malloc(CAPTURE_TAIL);
+  if (failed && p->words) p->printed = capture_tail(&p->capture, p->words, CAPTURE_TAIL);
+  capture_off(&p->capture);
+  capture_show(&p->capture);
+}
+
 /* What the function answers; PLUA_EDEPTH when calls of plua are nested too deeply. Raises what is
    not the item's: memory, or what a hook has raised, as for an interrupt. */
 static int call(struct inliner *p, int what) {
@@ -240,8 +269,10 @@ static int call(struct inliner *p, int what) {
   bool taken = p->r->rt->stop == PLUA_STOP_TAKEN;
   lua_pushcfunction(L, protected_call);
   lua_pushlightuserdata(L, p);
+  bool kept = output_begin(p);
   int status = lua_pcall(L, 1, 0, 0);
   p->running = false;
+  if (kept) output_end_inline(p, status != LUA_OK || p->answer != 0);
   if (status == LUA_OK && !taken && p->r->rt->stop == PLUA_STOP_TAKEN) {
     lua_pushliteral(L, "interrupted!"); /* it was raised inside the item, which is not to blame */
     status = LUA_ERRRUN;
@@ -298,6 +329,8 @@ static int run_next(struct inliner *p, uint64_t id, plua_event *ev) {
   ev->job = id;
   ev->index = index;
   ev->attempts = attempt;
+  ev->output = p->words;
+  ev->output_len = answer ? p->printed : 0;
   ev->elapsed_ns = answer ? now_ns() - begun : -1;
   return 0;
 }

@@ -128,6 +128,10 @@ static void push_failure(lua_State *L, struct job *job, const plua_event *ev, in
     if (job->timeout > 0) lua_pushnumber(L, job->timeout), lua_setfield(L, -2, "timeout");
   }
   set_process(L, ev);
+  if (ev->output_len) {
+    lua_pushlstring(L, ev->output, ev->output_len);
+    lua_setfield(L, -2, "output");
+  }
   if (ev->what == PLUA_LOST)
     set_string(L, "reason", plua_strerror(ev->code));
   else if (ev->len)

@@ -34,14 +34,14 @@ enum {
   LINE_MAX_HELD = 16 << 20, /* of an unfinished line; a longer one comes in parts */
   PATIENCE_NS = 1000000000, /* for a holder that does not move though there is room to write */
   NAP_NS = 20000,
-  NAP_MAX_NS = 1000000,
-  COPY = 1 << 16
+  NAP_MAX_NS = 1000000
 };
 
 /* stdout and stderr are two places, or one: where it is one, both use the first. */
 struct place {
   _Atomic uint32_t taken; /* a turn is under way, or its holder died */
   _Atomic uint32_t turns; /* how many have ended */
+  _Atomic uint32_t stuck; /* so many and one: somebody gave up waiting for the one that follows */
 };
 
 /* Shared by all processes that were forked since lines_share. */
@@ -100,13 +100,17 @@ static bool wait_a_little(struct patience *w, int fd, const struct place *p) {
   return true;
 }
 
-static bool lock(int fd, const struct place *p) {
+/* False: there is no lock to be had, or its holder stands still, as who was stopped. */
+static bool lock(int fd, struct place *p) {
   struct patience w = {0};
   for (;;) {
     int err = lock_call(fd, F_WRLCK);
     if (err == 0) return true;
     if (err != -EAGAIN && err != -EACCES && err != -EINTR) return false;
-    if (!wait_a_little(&w, fd, p)) return false;
+    if (p && atomic_load(&p->stuck) == atomic_load(&p->turns) + 1) return false;
+    if (wait_a_little(&w, fd, p)) continue;
+    if (p) atomic_store(&p->stuck, w.turns + 1);
+    return false;
   }
 }
 
@@ -291,16 +295,16 @@ void lines_end(void) {
 
 /* ---- blocks --------------------------------------------------------------------------------- */
 
-int lines_copy(int fd, int place, int file, int64_t at, int64_t end) {
-  static char copy[COPY];
+int lines_copy(int fd, int place, int file, _Atomic uint64_t *shown, uint64_t end) {
+  char copy[PIPE_BUF];
   int err = 0;
   bool alone = turn_begin(fd, place);
-  while (at < end && !err) {
-    size_t want = end - at < COPY ? (size_t)(end - at) : COPY;
-    ssize_t n = pread(file, copy, want, at);
+  for (uint64_t at; !err && (at = atomic_load(shown)) < end;) {
+    size_t want = end - at < PIPE_BUF ? (size_t)(end - at) : PIPE_BUF;
+    ssize_t n = pread(file, copy, want, (off_t)at);
     if (n <= 0) break;
     err = put(fd, copy, (size_t)n);
-    at += n;
+    atomic_store(shown, at + (uint64_t)n);
   }
   turn_end(fd, place, alone);
   return err;

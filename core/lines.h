@@ -3,6 +3,7 @@
 #ifndef PLUA_LINES_H
 #define PLUA_LINES_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,8 +25,8 @@ void lines_direct(int fd, bool direct);
 
 /* The number of the place that stderr is: 0: the same as stdout, or 1. Of stdout it is 0. */
 int lines_place(int out, int err);
-/* Copies bytes [at, end) of a file, read by pread, to 'fd' as one block, in a turn of its own. 0 or
-   a negated errno. */
-int lines_copy(int fd, int place, int file, int64_t at, int64_t end);
+/* Copies the bytes from *shown to 'end' of a file to 'fd' as one block, in a turn of its own;
+   counts them in *shown as they go. 0 or a negated errno. */
+int lines_copy(int fd, int place, int file, _Atomic uint64_t *shown, uint64_t end);
 
 #endif

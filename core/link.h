@@ -49,6 +49,8 @@ struct link_event {
   int64_t next;
   const void *data; /* borrowed until the next call of 'next' */
   size_t len;
+  const char *output; /* ERROR, DEAD: what the item printed, as far as it was kept; borrowed too */
+  size_t output_len;
   int failed, code, signal, status;
   unsigned n;
   int64_t elapsed_ns;

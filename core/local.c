@@ -302,6 +302,8 @@ int local_look(struct local *l, int64_t timeout_ns) {
   for (int i = 0; i < n; i++) {
     if (e[i].data.u32 < l->team.cap)
       mark_ended(l, e[i].data.u32);
+    else if (e[i].data.u32 == UINT32_MAX - 1)
+      words_receive(l);
     else if (read(e[i].data.u32 == TIMER ? l->timer_fd : l->team.bell_fd, &count, 8) < 0)
       continue; /* somebody else read it: a ring too many does no harm */
   }
@@ -454,7 +456,9 @@ static void local_close(struct link *link) {
   else if (l->spare.pid)
     close(l->spare.fd);
   if (l->timer_fd >= 0) close(l->timer_fd);
+  for (unsigned i = 0; i < l->team.cap; i++) words_drop(&l->peer[i]);
   team_close(&l->team);
+  free(l->words);
   free(l->peer);
   free(l->live);
   free(l->posted);

@@ -38,7 +38,8 @@ struct peer {
   uint32_t seq;  /* of that batch, also when it is done */
   uint64_t word; /* P_HELD: what its word was */
   int signal, status;
-  bool spilled; /* its spill area was used */
+  bool spilled;         /* its spill area was used */
+  struct capture *kept; /* what it prints, to be had when it is dead; NULL: none came */
 };
 
 enum posted_state { OUT_NONE, OUT_READY, OUT_BEGUN };
@@ -69,6 +70,7 @@ struct local {
   bool alone;         /* this process had no other thread, and nobody else's code ran since */
   int64_t garbage_ns; /* when the board was found spoilt; 0: it is not */
   int64_t healthy_ns; /* when the board was last found sane */
+  char *words;        /* the last ones of the worker whose death was told; CAPTURE_TAIL bytes */
   unsigned frames;    /* told since descriptors were looked at */
 };
 
@@ -84,6 +86,11 @@ void local_heal(struct local *l, bool anyway);
 /* hear.c: what the state of a slot says of the batch that is out there; *w is who has taken it. */
 enum slot_says { SAYS_READY, SAYS_TAKEN, SAYS_GARBAGE };
 enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w);
+/* words.c: takes in the captured output that workers offer. */
+void words_receive(struct local *l);
+/* words.c: shows what is left of a dead worker's output, and tells it in e. */
+void words_take(struct local *l, struct peer *p, struct link_event *e);
+void words_drop(struct peer *p);
 /* local.c: sends SIGKILL to a worker of ours. */
 void local_kill_peer(struct peer *p);
 

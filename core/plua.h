@@ -11,7 +11,8 @@
    A pool belongs to the process and the thread that opened it; two pools are independent. In any
    other process (a child that the host forked) every call on it answers PLUA_EOWNER and touches
    nothing. The library installs no signal handler, starts no thread, calls no exit handler, waits
-   for no process but its own and writes to no descriptor of the host. */
+   for no process but its own and writes to no descriptor of the host, unless PLUA_GROUPED or
+   PLUA_LAST_WORDS ask for it. */
 #ifndef PLUA_H
 #define PLUA_H
 
@@ -149,14 +150,19 @@ typedef struct plua_tasks {
 
 enum {
   PLUA_KEEP_FDS = 1, /* workers keep the owner's descriptors; else all but 0, 1, 2 are closed */
-  PLUA_SPARE = 2     /* fork one idle spare at the start and make replacements from it, so that
+  PLUA_SPARE = 2,    /* fork one idle spare at the start and make replacements from it, so that
                         they see the state of now though the owner moves on meanwhile */
+  PLUA_GROUPED = 4, /* what an item writes to descriptors 1 and 2 comes out as one block when it has
+                       ended, before its outcome is told; that of one whose worker died is written
+                       by the owner, in plua_next. It lies in an unlinked file below TMPDIR
+                       meanwhile, or in memory where there can be none; one descriptor a worker */
+  PLUA_LAST_WORDS = 8 /* the same, only for stderr, and only for items that are tried again */
 };
 
 typedef struct plua_options {
   size_t size;        /* sizeof(plua_options) */
   int workers;        /* how many, 1 to 65,000 */
-  unsigned flags;     /* PLUA_KEEP_FDS | PLUA_SPARE */
+  unsigned flags;     /* PLUA_KEEP_FDS | PLUA_SPARE | ... */
   uint64_t max_tasks; /* a worker is replaced after so many items; 0: never */
   size_t ring;        /* bytes of a worker's result ring; 0: chosen */
   unsigned slots;     /* batches that can lie ready or run at once; 0: chosen */
@@ -289,6 +295,10 @@ typedef struct plua_event {
   int signal, status; /* LOST, BOOT: what ended the worker; signal 0: it exited with 'status';
                          status -1: the host took the exit status away */
   int64_t elapsed_ns; /* RESULT with failed, LOST: how long the item ran; -1: not known */
+  const char
+    *output; /* the same, where it was kept: the last 64 KiB of what the item printed, first
+                stdout's, then stderr's where that is another place; borrowed as data is */
+  size_t output_len;
 } plua_event;
 
 /* The next outcome or request, never blocking; PLUA_NOTHING when there is none now. Posts work to

@@ -61,8 +61,8 @@ int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *ta
   if (!out || !options || !tasks || !options->size || !tasks->size) return PLUA_EARG;
   memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
   memcpy(&t, tasks, tasks->size < sizeof t ? tasks->size : sizeof t);
-  if ((o.flags & ~(unsigned)(PLUA_KEEP_FDS | PLUA_SPARE)) || o.workers < 1 ||
-      o.workers > WORKERS_MAX || !t.run || o.slots > SLOTS_MAX)
+  if ((o.flags & ~(unsigned)PLUA_FLAGS) || o.workers < 1 || o.workers > WORKERS_MAX || !t.run ||
+      o.slots > SLOTS_MAX)
     return PLUA_EARG;
   if (!o.slots) o.slots = default_slots((unsigned)o.workers);
   plua_pool *p = calloc(1, sizeof *p);

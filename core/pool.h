@@ -10,6 +10,7 @@
 #include "sched.h"
 #include "store.h"
 
+enum { PLUA_FLAGS = PLUA_KEEP_FDS | PLUA_SPARE | PLUA_GROUPED | PLUA_LAST_WORDS };
 enum { BOOT_DEATHS_MAX = 3, BOOT_KILLS_MAX = 100 };
 
 enum worker_state {

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/close_range.h>
 #include <linux/sched.h>
 #include <poll.h>
@@ -167,26 +168,36 @@ void proc_child(pid_t parent, const struct proc_signals *s) {
   }
 }
 
+static bool listed(int fd, const int *keep, int n) {
+  for (int i = 0; i < n; i++)
+    if (keep[i] == fd) return true;
+  return false;
+}
+
 /* Without close_range (Linux before 5.9): the descriptors that /proc lists. */
-static void close_listed(int keep, int also) {
+static void close_listed(const int *keep, int n) {
   DIR *d = opendir("/proc/self/fd");
   if (!d) return;
   for (struct dirent *e; (e = readdir(d));) {
     int fd = atoi(e->d_name);
-    if (fd > 2 && fd != keep && fd != also && fd != dirfd(d)) close(fd);
+    if (fd > 2 && !listed(fd, keep, n) && fd != dirfd(d)) close(fd);
   }
   closedir(d);
 }
 
-/* Closes those in [low, end). */
-static int close_span(int low, int end) {
-  return low < end ? (int)syscall(SYS_close_range, (unsigned)low, (unsigned)end - 1, 0u) : 0;
+/* The lowest of those to keep that is not below 'fd'; INT_MAX: none. */
+static int kept_next(int fd, const int *keep, int n) {
+  int low = INT_MAX;
+  for (int i = 0; i < n; i++)
+    if (keep[i] >= fd && keep[i] < low) low = keep[i];
+  return low;
 }
 
-void proc_close_others(int keep, int also) {
-  int low = keep < also ? keep : also, high = keep < also ? also : keep;
-  int err = close_span(3, low);
-  err |= close_span(low < 3 ? 3 : low + 1, high);
-  err |= (int)syscall(SYS_close_range, high < 3 ? 3u : (unsigned)high + 1, ~0u, 0u);
-  if (err) close_listed(keep, also);
+void proc_close_others(const int *keep, int n) {
+  long err = 0;
+  for (int fd = 3, end; fd < INT_MAX; fd = end + (end < INT_MAX)) {
+    end = kept_next(fd, keep, n);
+    if (fd < end) err |= syscall(SYS_close_range, (unsigned)fd, (unsigned)end - 1, 0u);
+  }
+  if (err) close_listed(keep, n);
 }

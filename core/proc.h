@@ -56,7 +56,7 @@ void proc_reap(struct proc *p, int *sig, int *status);
    already.
  */
 void proc_child(pid_t parent, const struct proc_signals *s);
-/* Child: closes every descriptor above 2 but these two (-1: none). */
-void proc_close_others(int keep, int also);
+/* Child: closes every descriptor above 2 but the n at 'keep' (negative ones are none). */
+void proc_close_others(const int *keep, int n);
 
 #endif

@@ -239,7 +239,9 @@ static int outcome(struct plua_pool *p, const struct link_event *l, plua_event *
                       .worker = l->worker + 1,
                       .pid = l->pid,
                       .attempts = item.attempt,
-                      .elapsed_ns = l->elapsed_ns};
+                      .elapsed_ns = l->elapsed_ns,
+                      .output = l->output,
+                      .output_len = l->output_len};
     if (l->what == LINK_CODE) e->len = 0;
     item_done(p, item.job, item.index);
   }
@@ -288,7 +290,9 @@ int pool_tell_lost(struct plua_pool *p, const struct link_event *l, const struct
                     .attempts = item->attempt,
                     .signal = l->signal,
                     .status = l->status,
-                    .elapsed_ns = elapsed_ns};
+                    .elapsed_ns = elapsed_ns,
+                    .output = l->output,
+                    .output_len = l->output_len};
   item_done(p, item->job, item->index);
   return 1;
 }
@@ -323,7 +327,7 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
   *w = (struct worker){.state = W_NONE, .in_slot = -1};
   if (was.state == W_LOST) return 0;
   if (was.killed_ns) p->killed--;
-  if (was.broken) p->spoiler = *l;
+  if (was.broken) p->spoiler = *l, p->spoiler.output_len = 0;
   p->alive--;
   p->crashed += item.job != 0;
   if (freed) p->link->ops->release(p->link, (unsigned)l->slot);

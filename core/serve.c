@@ -68,6 +68,8 @@ struct server {
   uint64_t ran;
   struct work work;
   const volatile char *ours; /* 1; 0 in a process that an item forked */
+  struct capture capture;
+  bool keeps;                /* the output of the items of this batch is kept until they end */
   volatile uint64_t running; /* seq and item + 1 of what runs now, as a word; 0: nothing */
   plua_self self;
 };
@@ -192,6 +194,8 @@ static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
   FAIL_POINT(W_PUBLISH_AFTER);
 }
 
+static char last_words[CAPTURE_TAIL]; /* of the item that has failed */
+
 /* A frame of our own: fixed body of at most ROOM_MIN bytes. */
 static void say(struct server *s, enum frame kind, uint32_t tag, const void *body, size_t len) {
   reply_begin(s);
@@ -200,15 +204,52 @@ static void say(struct server *s, enum frame kind, uint32_t tag, const void *bod
   reply_publish(s, kind, tag);
 }
 
-static void say_tail(struct server *s, int code, int64_t elapsed, uint32_t k) {
-  struct frame_tail tail = {elapsed, code, 0};
-  if (code > 0 && plua_write(&s->out, &tail, sizeof tail) == 0) {
+static void say_tail(struct server *s, int code, int64_t elapsed, uint32_t k, size_t printed) {
+  struct frame_tail tail = {elapsed, code, (uint32_t)printed};
+  bool room = code > 0 && plua_room(&s->out, printed + sizeof tail) == 0;
+  if (room && plua_write(&s->out, last_words, printed) == 0 &&
+      plua_write(&s->out, &tail, sizeof tail) == 0) {
     reply_publish(s, FRAME_ERROR, k);
   } else {
     if (code > 0) tail.code = -ENOMEM;
+    tail.printed = 0;
     say(s, FRAME_CODE, k, &tail, sizeof tail);
   }
   doorbell(s); /* the owner may want to stop at the first error */
+}
+
+/* ---- output that is kept ------------------------------------------------------------------- */
+
+/* Makes the files and sends them to the owner, who has them when this process is dead. Where that
+   cannot be, output is live. */
+static void keep_output(struct server *s, int which) {
+  int err = capture_open(&s->capture, which, s->slice->shown);
+  if (!err) err = capture_send(&s->capture, s->team->mail_fd[1], s->me);
+  if (!err) return;
+  fprintf(stderr, "plua: worker %u: output cannot be kept: %s\n", s->me + 1, plua_strerror(err));
+  capture_close(&s->capture);
+}
+
+/* Before a batch: from its second try on, an item's last words are of interest. */
+static void keep_words(struct server *s, unsigned attempt) {
+  bool again = (s->team->flags & PLUA_LAST_WORDS) && attempt > 1;
+  if (s->team->flags & PLUA_GROUPED) return;
+  if (again == s->keeps) return;
+  if (again && !s->capture.shown) keep_output(s, CAPTURE_ERR);
+  if (again)
+    capture_on(&s->capture);
+  else
+    capture_off(&s->capture);
+  s->keeps = again;
+}
+
+/* After an item: shows what it printed; of one that failed, how much of it is in last_words. */
+static size_t show_output(struct server *s, int failed) {
+  if (__fpending(stdout)) fflush(stdout);
+  if (__fpending(stderr)) fflush(stderr);
+  size_t n = failed ? capture_tail(&s->capture, last_words, sizeof last_words) : 0;
+  capture_show(&s->capture);
+  return n;
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
@@ -284,10 +325,11 @@ static int item_done(plua_feed *feed, int answer) {
   struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
   s->running = 0;
   if (UNLIKELY(!*s->ours)) _exit(0); /* an item forked, and this is the copy: nothing to say */
+  size_t printed = UNLIKELY(s->keeps) ? show_output(s, answer) : 0;
   if (LIKELY(answer == 0))
     reply_publish(s, FRAME_VALUE, s->work.k);
   else
-    say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k);
+    say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k, printed);
   s->ran++;
   if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
   return item_next(s);
@@ -318,6 +360,7 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   s->mine = word_make(seq, 0, n);
   FAIL_POINT(W_TAKE);
   say(s, FRAME_BEGIN, i, &seq, sizeof seq);
+  if (UNLIKELY(s->keeps || slot->attempt > 1)) keep_words(s, slot->attempt);
 }
 
 /* Runs a batch. False: this worker must not take another item. */
@@ -373,7 +416,9 @@ static void body(void *arg) {
   const plua_tasks *t = &s->team->tasks;
   FAIL_POINT(W_ENTER);
   reply_begin(s);
-  if (t->enter && t->enter(t->ctx, &s->self, &s->out)) {
+  int refused = t->enter ? t->enter(t->ctx, &s->self, &s->out) : 0;
+  if (s->keeps) show_output(s, 0);
+  if (refused) {
     reply_publish(s, FRAME_BOOT, 0);
     doorbell(s);
     fflush(NULL);
@@ -388,6 +433,7 @@ static void body(void *arg) {
   doorbell(s);
   FAIL_POINT(W_BYE);
   fflush(NULL);
+  if (s->keeps) show_output(s, 0);
   _exit(0);
 }
 
@@ -432,11 +478,12 @@ static void offer_to_oom(void) {
 
 static void close_ours(const struct team *t) {
   if (!(t->flags & PLUA_KEEP_FDS)) {
-    proc_close_others(t->bell_fd, -1);
+    proc_close_others((int[]){t->bell_fd, t->mail_fd[1]}, 2);
     return;
   }
   close(t->epoll_fd);
   close(t->memory_fd);
+  if (t->mail_fd[0] >= 0) close(t->mail_fd[0]);
 }
 
 _Noreturn void serve(struct team *t, unsigned w) {
@@ -458,6 +505,11 @@ _Noreturn void serve(struct team *t, unsigned w) {
   rss_begin(s);
   wait_for_go(s);
   FAIL_POINT(W_GO);
+  if (t->flags & PLUA_GROUPED) {
+    keep_output(s, CAPTURE_OUT | CAPTURE_ERR);
+    capture_on(&s->capture);
+    s->keeps = true;
+  }
   if (t->tasks.guard)
     t->tasks.guard(t->tasks.ctx, body, s);
   else

@@ -40,7 +40,8 @@ _Noreturn void spare_serve(struct team *t) {
   struct board *b = t->view.board;
   FAIL_POINT(S_BOOT);
   proc_child(t->owner, &t->signals);
-  if (!(t->flags & PLUA_KEEP_FDS)) proc_close_others(t->bell_fd, t->memory_fd);
+  if (!(t->flags & PLUA_KEEP_FDS))
+    proc_close_others((int[]){t->bell_fd, t->memory_fd, t->mail_fd[1]}, 3);
   int pid = 0;
   /* What an earlier spare was asked for still stands on the board: it is not for this one. */
   for (uint32_t done = t->asks;;) {

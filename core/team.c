@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "fail.h"
@@ -75,8 +76,18 @@ static int watch_bell(struct team *t) {
   return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->bell_fd, &e) < 0 ? -errno : 0;
 }
 
+/* Messages are bounded by bytes, not by number, so that many workers can send one. */
+static int open_mail(struct team *t) {
+  struct epoll_event e = {.events = EPOLLIN, .data.u32 = UINT32_MAX - 1};
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) return -errno;
+  int err = open_fd(pair[0], &t->mail_fd[0]), other = open_fd(pair[1], &t->mail_fd[1]);
+  if (err || other) return err ? err : other;
+  return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, t->mail_fd[0], &e) < 0 ? -errno : 0;
+}
+
 int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
-  t->memory_fd = t->bell_fd = t->epoll_fd = -1;
+  t->memory_fd = t->bell_fd = t->epoll_fd = t->mail_fd[0] = t->mail_fd[1] = -1;
   t->base = NULL;
   t->view.slots = slots;
   t->ring_size = ring;
@@ -86,6 +97,7 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   if (!err) err = open_fd(epoll_create1(EPOLL_CLOEXEC), &t->epoll_fd);
   if (!err) err = watch_bell(t);
   if (!err) err = FAIL_ERROR(P_OPEN);
+  if (!err && (t->flags & (PLUA_GROUPED | PLUA_LAST_WORDS))) err = open_mail(t);
   if (!err) err = map(t);
   if (err)
     team_close(t);
@@ -99,6 +111,8 @@ void team_close(struct team *t) {
   if (t->memory_fd >= 0) close(t->memory_fd);
   if (t->bell_fd >= 0) close(t->bell_fd);
   if (t->epoll_fd >= 0) close(t->epoll_fd);
+  for (int i = 0; i < 2; i++)
+    if (t->mail_fd[i] >= 0) close(t->mail_fd[i]);
   t->base = NULL;
-  t->memory_fd = t->bell_fd = t->epoll_fd = -1;
+  t->memory_fd = t->bell_fd = t->epoll_fd = t->mail_fd[0] = t->mail_fd[1] = -1;
 }

@@ -5,6 +5,7 @@
 
 #include "base.h"
 #include "board.h"
+#include "capture.h"
 #include "proc.h"
 #include "ring.h"
 
@@ -18,8 +19,9 @@ struct slice {
   _Atomic uint32_t sleeping;   /* worker: AWAKE, DROWSY, ASLEEP, WAKING (board.h) */
   _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
   _Atomic uint64_t
-    interrupt; /* owner: seq and item + 1 (as a word) that shall end, before SIGURG */
-  char pad1[32];
+    interrupt;               /* owner: seq and item + 1 (as a word) that shall end, before SIGURG */
+  _Atomic uint64_t shown[2]; /* worker: how much of its captured output is out (capture.h) */
+  char pad1[16];
   struct ring_shared ring;
 };
 
@@ -33,6 +35,7 @@ struct team {
   unsigned cap;                /* slices */
   struct board_view view;
   int memory_fd, bell_fd, epoll_fd;
+  int mail_fd[2]; /* the owner's end, the workers' end: captured output of who may die */
   pid_t owner;
   struct proc_signals signals;
   plua_tasks tasks;
@@ -47,7 +50,7 @@ struct team {
 enum frame {
   FRAME_BEGIN, /* tag: slot, body: uint32_t seq */
   FRAME_VALUE,
-  FRAME_ERROR, /* the message, then struct frame_tail */
+  FRAME_ERROR, /* the message, what the item printed, then struct frame_tail */
   FRAME_CODE,  /* struct frame_tail */
   FRAME_END,   /* tag: items, body: int64_t ns */
   FRAME_UP,
@@ -58,7 +61,8 @@ enum frame {
 
 struct frame_tail {
   int64_t elapsed_ns;
-  int32_t code, pad;
+  int32_t code;
+  uint32_t printed; /* bytes of what it printed, before this */
 };
 
 struct frame_spill {

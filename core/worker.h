@@ -87,6 +87,7 @@ struct runner {
   int keep;          /* registry reference of the table of slots */
   bool process;      /* a process of its own, so what belongs to a process may change */
   bool timed;        /* its items may have a timeout */
+  bool grouped;      /* their output comes out in blocks */
   bool generational; /* the host's collector was made ready for workers */
   size_t memory;     /* bytes that a worker may use beyond what it inherits; 0: no limit */
   int *spent;        /* set, this worker is replaced after its item */

@@ -47,6 +47,7 @@ describe("an option", function()
       init = { "f" }, finish = { {} },
       memory = { 0, "1", "10X", "M", 1000, -1, true, "64KB" }, max_rss = { 0, "9E", {} },
       max_tasks_per_child = { 0 }, seed = { 0.5, "x" }, nested = { 1 },
+      output = { "loud", 1 },
     } do
       for _, value in ipairs(values) do
         assert.matches("option '" .. name .. "' must be ",
@@ -168,7 +169,8 @@ end)
 describe("names", function()
   it("are listed in order, and compared", function()
     assert.same({ "chunksize", "finish", "init", "max_rss", "max_tasks_per_child", "memory",
-      "nested", "on_error", "retries", "seed", "timeout", "weight", "workers" }, options.names)
+      "nested", "on_error", "output", "retries", "seed", "timeout", "weight", "workers" },
+      options.names)
     assert.equal("retries", options.nearest("retry", options.names))
     assert.is_nil(options.nearest("x", {}))
   end)

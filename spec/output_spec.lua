@@ -222,3 +222,189 @@ describe("the parent's buffer", function()
     assert.equal("once\n", helper.run(helper.plua .. " " .. script).out)
   end)
 end)
+
+describe("grouped output", function()
+  helper.guard()
+
+  local ITEMS <const> = [[
+    local plua, kit = require "plua", require "crashkit"
+    local function talk(i)
+      print("begin " .. i)
+      io.stderr:write("err ", i, "\n")
+      os.execute("echo child " .. i)
+      local t = kit.now() + 0.01
+      while kit.now() < t do end
+      print("end " .. i)
+    end
+    ]]
+
+  -- The blocks of a text, by item; asserts that none is divided.
+  local function blocks(text, n)
+    local seen <const> = {}
+    for block, i in text:gmatch("(begin (%d+)\nerr %d+\nchild %d+\nend %d+\n)") do
+      assert.equal(("begin %s\nerr %s\nchild %s\nend %s\n"):gsub("%%s", i), block)
+      seen[tonumber(i)] = (seen[tonumber(i)] or 0) + 1
+    end
+    for i = 1, n do assert.equal(1, seen[i], "block of item " .. i .. " in " .. text) end
+  end
+
+  for _, workers in ipairs { 0, 1, 4 } do
+    it("comes in blocks, of children too, " .. workers .. " workers", function()
+      local script <const> = helper.script(ITEMS .. ([[
+        io.stdout:setvbuf("line")
+        plua.each(talk, plua.range(1, 40), { workers = %d, output = "grouped" })
+        local pool <close> = plua.pool { workers = %d, output = "grouped" }
+        pool:each(talk, plua.range(41, 80))]]):format(workers, workers))
+      local out <const> = helper.tmp() .. "/out"
+      local result <const> = helper.run(("%s %s >%s 2>&1"):format(helper.plua, script, out))
+      assert.equal(0, result.status, helper.read(out))
+      blocks(helper.read(out), 80)
+    end)
+  end
+
+  it("keeps stderr apart where it is another place", function()
+    local script <const> = helper.script(ITEMS ..
+      "plua.each(talk, plua.range(1, 20), { workers = 3, output = 'grouped' })")
+    local result <const> = helper.run(helper.plua .. " " .. script)
+    assert.equal(20, select(2, result.out:gsub("begin (%d+)\nchild %1\nend %1\n", "")))
+    assert.equal(20, select(2, result.err:gsub("err %d+\n", "")))
+  end)
+
+  it("is an option of the command and of job scripts", function()
+    local job <const> = helper.script(ITEMS ..
+      "return { data = plua.range(1, 20), map = function(i) talk(i) end, done = function() end }")
+    local out <const> = helper.tmp() .. "/out"
+    local result <const> = helper.run(("%s -j 3 --output grouped %s >%s 2>&1"):format(helper.plua,
+      job, out))
+    assert.equal(0, result.status, helper.read(out))
+    blocks(helper.read(out), 20)
+    local wrong <const> = helper.run(("%s --output loud %s"):format(helper.plua, job))
+    assert.equal(2, wrong.status)
+    assert.truthy(wrong.err:find("'output' must be \"live\" or \"grouped\"", 1, true), wrong.err)
+  end)
+
+  it("comes before the result of its item", function()
+    local script <const> = helper.script([[
+      local plua = require "plua"
+      for i in plua.imap_unordered(function(i) io.write("block ", i, "\n") end,
+        plua.range(1, 50), { workers = 3, output = "grouped" }) do
+        io.write("result ", i, "\n")
+        io.flush()
+      end]])
+    local out <const> = helper.tmp() .. "/out"
+    helper.run(("%s %s >%s"):format(helper.plua, script, out))
+    local shown, results <const> = {}, {}
+    for what, i in helper.read(out):gmatch("(%a+) (%d+)\n") do
+      if what == "block" then shown[i] = true else results[#results + 1] = i end
+      assert.is_true(shown[i], "result before block " .. i)
+    end
+    assert.equal(50, #results)
+  end)
+
+  it("goes with the error of an item that fails, exits or crashes, and is shown once", function()
+    local script <const> = helper.script([[
+      local plua, kit = require "plua", require "crashkit"
+      local results = plua.map(function(i)
+        io.write("out ", i, "\n")
+        io.stderr:write("err ", i, "\n")
+        if i == 1 then error "bad" end
+        if i == 2 then kit.abort() end
+        if i == 3 then os.exit(3) end
+        if i == 4 then kit._exit(4) end
+        if i == 5 then kit.raise(9) end
+      end, plua.range(1, 6), { workers = 2, output = "grouped", on_error = "collect", retries = 0 })
+      for i = 1, 5 do
+        assert(results[i].output == ("out %d\nerr %d\n"):format(i, i), results[i].output)
+        local shown = "its output:\n  | out " .. i .. "\n  | err " .. i
+        assert(tostring(results[i]):find(shown, 1, true))
+      end]])
+    local result <const> = helper.run(helper.plua .. " " .. script .. " 2>&1")
+    assert.equal(0, result.status, result.out)
+    for i = 1, 6 do
+      assert.equal(1, select(2, result.out:gsub(("out %d\nerr %d\n"):format(i, i), "")), result.out)
+    end
+  end)
+
+  it("shows large blocks whole and tells 64 KiB of them", function()
+    local script <const> = helper.script([[
+      local plua = require "plua"
+      local results = plua.map(function(i)
+        for _ = 1, 3000 do io.write((string.char(118 + i)):rep(999), "\n") end
+        io.write("last ", i, "\n")
+        error "after much"
+      end, plua.range(1, 4), { workers = 4, output = "grouped", on_error = "collect" })
+      for i = 1, 4 do
+        assert(#results[i].output == 65536 and results[i].output:sub(-7) == "last " .. i .. "\n")
+        assert(#tostring(results[i]) < 4000)
+      end]])
+    local out <const> = helper.tmp() .. "/out"
+    local result <const> = helper.run(("%s %s >%s"):format(helper.plua, script, out))
+    assert.equal(0, result.status, result.err)
+    local text <const> = helper.read(out)
+    assert.equal(4 * 3000 * 1000 + 4 * 7, #text)
+    for i = 1, 4 do
+      local letter <const> = string.char(118 + i)
+      local block <const> = text:match(letter .. ".*" .. letter .. "\nlast " .. i .. "\n")
+      assert.equal(3000 * 1000 + 7, #block)
+    end
+  end)
+
+  it("works where TMPDIR cannot be written, and where stdout is closed", function()
+    local script <const> = helper.script(ITEMS ..
+      "plua.each(talk, plua.range(1, 5), { workers = 2, output = 'grouped' })")
+    local out <const> = helper.tmp() .. "/out"
+    helper.run(("%s %s >%s 2>&1"):format(helper.plua, script, out), { env = { TMPDIR = "/proc" } })
+    blocks(helper.read(out), 5)
+    local result <const> = helper.run(helper.plua .. " " .. script .. " >&-")
+    assert.equal(5, select(2, result.err:gsub("err %d\n", "")), result.err)
+  end)
+
+  it("of init and finish comes too", function()
+    local script <const> = helper.script([[
+      local plua = require "plua"
+      plua.each(function() end, { 1, 2 }, { workers = 1, output = "grouped",
+        init = function() print "init" end, finish = function() print "finish" end })]])
+    assert.equal("init\nfinish\n", helper.run(helper.plua .. " " .. script).out)
+  end)
+end)
+
+describe("an item that kills its worker twice", function()
+  helper.guard()
+
+  it("tells the signal, the attempts and what it last wrote to stderr", function()
+    local script <const> = helper.script([[
+      local plua, kit = require "plua", require "crashkit"
+      local results = plua.map(function(i)
+        if i ~= 3 then return i end
+        io.stderr:write("about to fall\n")
+        os.execute("echo said by a child >&2")
+        kit.abort()
+      end, plua.range(1, 5), { workers = 2, on_error = "collect" })
+      local err = results[3]
+      assert(err.kind == "crash" and err.signal == "SIGABRT" and err.attempts == 2)
+      assert(err.output == "about to fall\nsaid by a child\n", err.output)
+      print(err)]])
+    local result <const> = helper.run(helper.plua .. " " .. script)
+    assert.equal(0, result.status, result.err)
+    assert.truthy(result.out:find("killed by SIGABRT while running item 3 (3); tried 2 times\n" ..
+      "its output:\n  | about to fall\n  | said by a child\n", 1, true), result.out)
+    assert.equal(("about to fall\nsaid by a child\n"):rep(2), result.err)
+  end)
+
+  it("lets an item that survives its second try print as ever", function()
+    local mark <const> = helper.tmp() .. "/mark"
+    local script <const> = helper.script([[
+      local plua, kit = require "plua", require "crashkit"
+      plua.each(function(i)
+        io.stderr:write("item ", i, "\n")
+        local file = i == 2 and not io.open(arg[1]) and io.open(arg[1], "w")
+        if file then file:close() kit.segv() end
+      end, plua.range(1, 4), { workers = 1 })]])
+    local result <const> = helper.run(("%s %s %s"):format(helper.plua, script, mark))
+    assert.equal(0, result.status, result.err)
+    assert.equal(2, select(2, result.err:gsub("item 2\n", "")))
+    for _, i in ipairs { 1, 3, 4 } do
+      assert.equal(1, select(2, result.err:gsub("item " .. i .. "\n", "")))
+    end
+  end)
+end)

@@ -31,6 +31,7 @@ Defaults for every parallel call of the script (--name value or --name=value):
   --on-error raise|collect   stop at the first item that fails, or go on and report all
   --memory SIZE              what a worker may use of its own: 512M, 2G
   --max-rss SIZE             replace a worker that is larger between two items
+  --output live|grouped      what items print: line by line, or an item's as one block
   --max-tasks-per-child N    replace a worker after N items
   --seed N                   start of the random numbers that items draw
   --nested                   calls inside a worker get workers of their own

@@ -32,6 +32,8 @@ local M <const> = {}
 ---@field signal? string   what killed the worker: "SIGSEGV"
 ---@field status? integer  what the worker exited with
 ---@field elapsed? number  seconds that the item ran
+---@field output? string   the last of what it printed, at most 64 KiB, under output = "grouped";
+---  else, of an item that took its worker along, what it wrote to stderr last
 local Error <const> = { __name = "plua.Error" }
 
 local SHORT <const> = 60 -- characters of a string that a message shows
@@ -358,6 +360,20 @@ local function not_sent(err)
   return table.concat(parts, ": ") .. (remedy and "\n  " .. remedy or "")
 end
 
+local LINES <const>, BYTES <const> = 10, 2048 -- of what the item printed
+
+-- The last lines of what the item printed, set off; nil where there are none.
+local function last_words(output)
+  if type(output) ~= "string" then return nil end
+  local text <const> = output:sub(-BYTES):gsub("%s+$", "")
+  local lines <const> = {}
+  for line in text:gmatch("[^\n]+") do lines[#lines + 1] = "  | " .. line end
+  if #lines == 0 then return nil end
+  local cut <const> = #lines > LINES or #output > BYTES
+  return (cut and "its last output:\n" or "its output:\n") ..
+    table.concat(lines, "\n", math.max(1, #lines - LINES + 1))
+end
+
 --- What a person needs: what, which item, where, the worker's traceback.
 function Error.__tostring(err)
   if err.kind == "encode" and not err.attempts then return not_sent(err) end
@@ -377,6 +393,7 @@ function Error.__tostring(err)
     if by ~= "" then parts[#parts + 1] = "  " .. by:gsub("^; ", "") end
   end
   parts[#parts + 1] = err.traceback
+  parts[#parts + 1] = last_words(err.output)
   return table.concat(parts, "\n")
 end
 

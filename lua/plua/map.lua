@@ -65,6 +65,7 @@ local function begin(call)
   local fine <const>, handle <const> = pcall(core.open, {
     once = true, workers = workers, cores = cores, max_tasks = opts.max_tasks_per_child,
     memory = opts.memory, max_rss = opts.max_rss,
+    grouped = opts.output == "grouped",
     spare = call.window or type(opts.on_error) == "function",
     init = opts.init, finish = opts.finish, timed = opts.timeout ~= nil,
     f = call.f, reduce = call.reduce, data = inherited,

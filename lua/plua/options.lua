@@ -9,7 +9,7 @@ local M <const> = {}
 
 --- The same names in calls, in the table of a job and, as --name value, on the command line. A name
 -- that does not exist is an error that offers the nearest one; so is a value of the wrong kind.
--- Those given to plua.pool are the defaults of calls on it; workers, init, finish, memory, max_rss,
+-- Those given to plua.pool are the defaults of calls on it; workers, init, finish, output, memory, max_rss,
 -- max_tasks_per_child and nested belong to the pool alone.
 ---@class plua.Options
 ---@field workers? integer|string  how many processes, up to 65000; a share of the cores such as
@@ -49,6 +49,13 @@ local M <const> = {}
 ---  that cost most are begun first, one by one whatever chunksize says, so that no long one is left
 ---  for the end. The caller calls it once for each item. Results keep their places. Not for pools
 ---  as a whole, nor for find, mapreduce and imap over an iterator; imap gives out all at once
+---@field output? "live"|"grouped"  "live", the default: what items print comes out at once, line by
+---  line, each line whole whoever else prints; an unfinished one waits for its end, or the item's.
+---  "grouped": what an item wrote to stdout and stderr, and what C code and programs that it
+---  started wrote there, comes out as one block when it ends, before its result, in order of
+---  completion; stderr's is a block of its own where that is another file. Meanwhile it lies in an
+---  unlinked file in TMPDIR, or in memory where none can be made there. The error of an item that
+---  failed has it too
 ---@field nested? boolean  whether a call inside an item may have workers of its own. Default false:
 ---  it runs in the worker
 
@@ -111,6 +118,10 @@ local function bytes(value)
   if all >= LEAST and all <= MOST then return math.tointeger(all // 1) end
 end
 
+local function output(value)
+  if value == "live" or value == "grouped" then return value end
+end
+
 local function seconds(value)
   if type(value) == "number" and value > 0 then return value end -- NaN is not
 end
@@ -170,6 +181,7 @@ local OPTIONS <const> = {
   memory = { bytes, SIZE, true },
   max_rss = { bytes, SIZE, true },
   seed = { INTEGER, "a whole number" },
+  output = { output, "\"live\" or \"grouped\"", true },
   nested = { of_type("boolean"), "true or false", true },
   weight = { of_type("function"), "a function" },
 }

@@ -453,6 +453,7 @@ function M.open(opts)
     once = false, workers = workers, cores = cores, spare = true, seed = 0,
     memory = given.memory, max_rss = given.max_rss,
     max_tasks = given.max_tasks_per_child, init = given.init, finish = given.finish,
+    grouped = given.output == "grouped",
   })
   if not fine then errors.not_opened(handle, workers) end
   handle:start()
