@@ -5,7 +5,10 @@
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base.h"
 #include "codec.h"
@@ -304,6 +307,16 @@ static void moved(lua_State *L, struct pump *p) {
   if (job->settled) p->job = NULL;
 }
 
+/* An item printed to a pipe that nobody reads any more. The program ends as if it had printed, if
+   it said so (main.c); a host is left alone. */
+static void broken_pipe(lua_State *L) {
+  struct pollfd f[2] = {{STDOUT_FILENO, POLLOUT, 0}, {STDERR_FILENO, POLLOUT, 0}};
+  lua_getfield(L, LUA_REGISTRYINDEX, "plua.program");
+  bool program = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  if (program && poll(f, 2, 0) > 0 && ((f[0].revents | f[1].revents) & POLLERR)) raise(SIGPIPE);
+}
+
 /* An item's error, or its loss. */
 static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   if (!job_of(L, p, ev->job)) return;
@@ -311,6 +324,7 @@ static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   plua_event placed = *ev; /* the item's own index, and not its position */
   placed.index = job_index(job, ev->index);
   if (has_books(job)) count_bytes(job, ev->len, 1);
+  if (ev->signal == SIGPIPE) broken_pipe(L);
   push_failure(L, job, &placed, AT_JOB);
   fail(L, job, placed.index);
   job->done++;

@@ -156,6 +156,8 @@ static int run(lua_State *L) {
   struct outcome *out = lua_touserdata(L, 3);
   luaL_checkversion(L);
   open_libs(L);
+  lua_pushboolean(L, 1);
+  lua_setfield(L, LUA_REGISTRYINDEX, "plua.program"); /* items may end it: by a broken pipe */
   push_cli(L);
   lua_getfield(L, 4, "parse");
   push_argv(L, argc, argv);

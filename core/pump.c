@@ -276,6 +276,7 @@ static enum sched_charge death_charge(const struct worker *w, const struct link_
   if (w->doomed) return w->code == PLUA_ETIMEOUT ? SCHED_TIMEOUT : SCHED_FINAL;
   if (w->broken) return SCHED_CRASH;
   if (l->code == PLUA_EOOM) return SCHED_OOM;
+  if (l->signal == SIGPIPE) return SCHED_FINAL; /* who reads no more will not read again */
   return l->signal == SIGKILL || l->signal == SIGTERM ? SCHED_KILL : SCHED_CRASH;
 }
 

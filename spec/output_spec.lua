@@ -408,3 +408,38 @@ describe("an item that kills its worker twice", function()
     end
   end)
 end)
+
+describe("items that print to a pipe that nobody reads", function()
+  helper.guard()
+
+  for _, option in ipairs { "", "--on-error collect", "--output grouped" } do
+    it("end the command quietly, as cat ends " .. option, function()
+      local scripts <const> = {
+        [[require "plua".map(function(i) print(i) return i end, require "plua".range(1, 20000),
+          { workers = 2, on_error = "collect" })]],
+        [[return { data = require "plua".range(1, 20000), map = function(i) print(i) return i end,
+          done = function() end }]],
+      }
+      for _, text in ipairs(scripts) do
+        local result <const> = helper.run(("%s %s %s | head -1 >&2; echo ${PIPESTATUS[0]}"):format(
+          helper.plua, option, helper.script(text)), { timeout = 30 })
+        assert.equal("141\n", result.out)
+        assert.truthy(result.err:find("^%d+\n$"), result.err)
+      end
+    end)
+  end
+
+  it("are not tried again, and cost nobody else anything, in another host", function()
+    local script <const> = helper.script([[
+      local plua = require "plua"
+      local results = plua.map(function(i)
+        if i == 3 then print(i) end
+        return i
+      end, plua.range(1, 6), { workers = 2, on_error = "collect" })
+      local err = results[3]
+      local told = plua.iserror(err) and err.signal == "SIGPIPE" and err.attempts == 1
+      io.stderr:write(tostring(told), " ", results[1], results[2], results[4], results[6], "\n")]])
+    local result <const> = helper.run(("(sleep 0.3; %s %s) | true"):format(helper.lua, script))
+    assert.equal("true 1246\n", result.err)
+  end)
+end)
