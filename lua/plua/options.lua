@@ -9,8 +9,8 @@ local M <const> = {}
 
 --- The same names in calls, in the table of a job and, as --name value, on the command line. A name
 -- that does not exist is an error that offers the nearest one; so is a value of the wrong kind.
--- Those given to plua.pool are the defaults of calls on it; workers, init, finish, output, memory, max_rss,
--- max_tasks_per_child and nested belong to the pool alone.
+-- Those given to plua.pool are the defaults of calls on it; workers, init, finish, output, memory,
+-- max_rss, max_tasks_per_child and nested belong to the pool alone.
 ---@class plua.Options
 ---@field workers? integer|string  how many processes, up to 65000; a share of the cores such as
 ---  "50%"; 0: items run in the caller's own process, with the same outcome, save that os.exit in
