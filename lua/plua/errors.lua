@@ -12,9 +12,9 @@ local M <const> = {}
 --
 -- The kinds: "error" the function raised; "crash" a signal ended its worker; "exit" its worker
 -- exited; "timeout" it ran, or was waited for, too long; "memory" there was no more within its
--- limit, or memory ran out and the kernel ended its worker; "cancelled" it was taken back; "encode"
--- a value cannot cross; "init" workers cannot start; "lost" it has no outcome, as its pool ended, or
--- its worker was killed and does not end.
+-- limit, or memory ran out and the kernel ended its worker; "cancelled" it was taken back;
+-- "encode" a value cannot cross; "init" workers cannot start; "lost" it has no outcome, as its
+-- pool ended, or its worker was killed and does not end.
 ---@class plua.Error
 ---@field kind "error"|"crash"|"exit"|"timeout"|"memory"|"cancelled"|"encode"|"init"|"lost"
 ---@field message string   what happened, in a sentence

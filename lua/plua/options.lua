@@ -210,7 +210,14 @@ local function distance(a, b)
   return row[#b]
 end
 
---- The name of a list that is most like the one given.
+-- How many letters both begin with.
+local function shared(a, b)
+  local n = 0
+  while n < #a and a:byte(n + 1) == b:byte(n + 1) do n = n + 1 end
+  return n
+end
+
+--- The name of a list that is most like the one given; of several, the one that begins like it.
 ---@param name any
 ---@param list string[]
 ---@return string? nearest  nil for an empty list
@@ -221,6 +228,7 @@ function M.nearest(name, list)
     local d = distance(text, candidate)
     local begins <const> = candidate:gsub("_", ""):find(text:gsub("_", ""), 1, true) == 1
     if begins and #text > 2 then d = math.min(d, 1) end
+    d = d - shared(text, candidate) / 256
     if not least or d < least then best, least = candidate, d end
   end
   return best
