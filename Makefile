@@ -131,7 +131,7 @@ endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
   bench bench-deps bench-readme simulate doc format fuzz install uninstall clean help lengths \
-  kit check check-address check-thread check-small check-fail check-fuzz check-coverage check-mutants \
+  kit check check-address check-thread check-small check-fail check-fuzz check-torture check-coverage check-mutants \
   coverage mutate
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -149,7 +149,7 @@ test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
 # What a plain run cannot see: all of these, though one fails.
 check:  ## specs under sanitizers, with tiny limits and failpoints, a fuzz: some minutes
 	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fail \
-	  check-fuzz check-coverage check-mutants
+	  check-fuzz check-torture check-coverage check-mutants
 specs = $(1:%=spec/%_spec.lua)
 check-address:
 	@$(call variant_test,SAN=address,$(CHECK_ADDRESS))
@@ -163,6 +163,10 @@ check-fuzz:
 	@echo '== fuzz'
 	@if $(MAKE) fuzz FUZZ_TIME=60 >build/fuzz.log 2>&1; then echo '1 passed, 0 failed'; \
 	  else tail -n 40 build/fuzz.log; echo '0 passed, 1 failed'; exit 1; fi
+check-torture: all
+	@echo '== torture'
+	@if timeout -k 5 120 $(B)/plua scripts/torture.lua 20; then echo '1 passed, 0 failed'; \
+	  else echo '0 passed, 1 failed'; exit 1; fi
 check-coverage:
 	@echo '== coverage'
 	@if $(MAKE) coverage >build/coverage.log 2>&1; then tail -n 3 build/coverage.log; \
