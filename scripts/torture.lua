@@ -64,6 +64,13 @@ local function pooled()
   local pool <close> = plua.pool(OPTIONS)
   whole(pool:map(chain, data))
   whole(pool:map_async(chain, data):get())
+  local futures <const> = {}
+  for i = 1, 200 do futures[i] = pool:apply_async(chain, i) end
+  for i, value in pool:imap(chain, data) do check(i, value) end
+  for i = 1, 200 do
+    local fine <const>, value <const> = pcall(futures[i].get, futures[i])
+    if fine then check(i, value) else assert(value.kind == "crash", tostring(value)) end
+  end
 end
 
 print(("torture: seed %d, %g seconds, %d workers"):format(seed, seconds, WORKERS))
