@@ -77,10 +77,28 @@ static void join_free_blocks(void) {
 
 /* ---- before a fork -------------------------------------------------------------------------- */
 
+static const char sentinel_key, canary_key;
+
+/* Pushes an object that dies old: only a whole collection finds it. Then the heap is not what we
+   have made it. */
+static bool *push_canary(lua_State *L) {
+  bool *armed = lua_newuserdatauv(L, sizeof *armed, 0);
+  *armed = false;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &canary_key);
+  lua_setmetatable(L, -2);
+  return armed;
+}
+
+static int canary_gc(lua_State *L) {
+  const bool *armed = lua_touserdata(L, 1);
+  if (*armed) runtime_of(L)->heap = 0;
+  return 0;
+}
+
 /* Whether the heap is much as it was after the last whole collection, and collecting it costs. */
 static bool same(lua_State *L, const struct runtime *rt) {
-  size_t heap = heap_size(L), tenth = rt->heap / 10;
-  return heap >= LARGE && heap <= rt->heap + tenth && heap >= rt->heap - tenth;
+  size_t heap = heap_size(L);
+  return heap >= LARGE && heap <= rt->heap + rt->heap / 10;
 }
 
 /* Has the heap collected by generations. True: that took a whole collection, as it does from the
@@ -95,8 +113,9 @@ static bool enter(lua_State *L, struct runtime *rt) {
 
 void share_begin(lua_State *L, struct handle *h) {
   struct runtime *rt = h->rt;
-  luaL_checkstack(L, 4, NULL);
+  luaL_checkstack(L, 6, NULL);
   if (lua_gc(L, LUA_GCISRUNNING) < 0) return; /* inside a finaliser: the collector rests */
+  bool *canary = push_canary(L);
   bool whole = enter(L, rt);
   for (int i = 0; i < (whole ? 1 : 3); i++) /* what lives through three is old */
     lua_gc(L, LUA_GCSTEP, 0);
@@ -108,7 +127,9 @@ void share_begin(lua_State *L, struct handle *h) {
       lua_gc(L, LUA_GCSTEP, 0);
     }
     rt->heap = heap;
+    *canary = true;
   }
+  lua_pop(L, 1);
   if (rt->heap >= LARGE) join_free_blocks();
   h->runner.generational = true;
   if (!h->sharing) rt->sharing++;
@@ -116,8 +137,6 @@ void share_begin(lua_State *L, struct handle *h) {
 }
 
 /* ---- afterwards ----------------------------------------------------------------------------- */
-
-static const char sentinel_key;
 
 static void restore(lua_State *L, struct runtime *rt) {
   if (!rt->sharing && !rt->worker && lua_gc(L, LUA_GCINC, 0, 0, 0) >= 0) rt->restore = false;
@@ -164,4 +183,8 @@ void lib_share_open(lua_State *L) {
   lua_pushcfunction(L, sentinel_gc);
   lua_setfield(L, -2, "__gc");
   lua_rawsetp(L, LUA_REGISTRYINDEX, &sentinel_key);
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, canary_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &canary_key);
 }
