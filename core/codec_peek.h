@@ -8,7 +8,6 @@
 
 #include <lua.h>
 #include <stdint.h>
-#include <string.h>
 
 /* Whether tables of this state are laid out as below. May raise (memory). */
 int codec_peek_fits(lua_State *L);
@@ -32,10 +31,7 @@ struct peek_table {
 };
 
 static inline struct peek_table *codec_peek(lua_State *L, int at) {
-  struct peek_table *t;
-  const void *p = lua_topointer(L, at);
-  memcpy(&t, &p, sizeof t);
-  return t;
+  return (struct peek_table *)(uintptr_t)lua_topointer(L, at);
 }
 
 /* How many numbers of one kind, 'tag', lie at 1, 2, ... of the array part. */
