@@ -211,7 +211,8 @@ lint-c:
 lint-tidy:
 	@echo clang-tidy core/*.c
 	@printf '%s\0' $(wildcard core/*.c) | xargs -0 -n 1 -P "$$(nproc)" sh -c \
-	  'clang-tidy --quiet "$$0" -- -std=c11 -D_GNU_SOURCE -iquote core $(LUA_CFLAGS) 2>/dev/null'
+	  'clang-tidy --quiet "$$0" -- -std=c11 -D_GNU_SOURCE -DPLUA_FAILPOINTS -iquote core \
+	  $(LUA_CFLAGS) 2>/dev/null'
 
 format:  ## lays the C files out as lint wants them
 	clang-format -i $(FORMATTED)

@@ -114,9 +114,10 @@ static void forget_counts(void) {
 
 static void read_rules(const char *text) {
   char copy[TEXT], *rest;
-  if (strlen(text) >= TEXT) refuse("too long", text);
-  strcpy(said, text);
-  strcpy(copy, text);
+  size_t size = strlen(text) + 1;
+  if (size > TEXT) refuse("too long", text);
+  memcpy(said, text, size);
+  memcpy(copy, text, size);
   count = 0;
   for (char *one = strtok_r(copy, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
     read_rule(one);

@@ -74,7 +74,7 @@ static unsigned class_of(size_t n) {
 
 static uint32_t class_size(unsigned class) {
   if (class < 16) return 16 * (class + 1);
-  unsigned log = 8 + (class - 16) / 4;
+  unsigned log = 8 + (class - 16) / 4 % 16;
   return (uint32_t)(5 + (class - 16) % 4) << (log - 2);
 }
 

@@ -105,7 +105,7 @@ static void limit_threads(int cores) {
     *equals = '\0';
     bool set = getenv(limits[i]) != NULL;
     *equals = '=';
-    strcpy(equals + 1, digits);
+    memcpy(equals + 1, digits, sizeof digits);
     if (!set) putenv(limits[i]);
   }
 }
