@@ -303,6 +303,12 @@ static bool spent(const struct server *s) {
   return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
 
+/* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing to
+   take. */
+static void stay_one(const struct server *s) {
+  if (UNLIKELY(!*s->ours)) _exit(0);
+}
+
 /* Claims the next item of the batch. False: there is none, or this worker must not take it. */
 static bool item_next(struct server *s) {
   struct work *w = &s->work;
@@ -324,7 +330,7 @@ static bool item_next(struct server *s) {
 static int item_done(plua_feed *feed, int answer) {
   struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
   s->running = 0;
-  if (UNLIKELY(!*s->ours)) _exit(0); /* an item forked, and this is the copy: nothing to say */
+  stay_one(s);
   size_t printed = UNLIKELY(s->keeps) ? show_output(s, answer) : 0;
   if (LIKELY(answer == 0))
     reply_publish(s, FRAME_VALUE, s->work.k);
@@ -417,6 +423,7 @@ static void body(void *arg) {
   FAIL_POINT(W_ENTER);
   reply_begin(s);
   int refused = t->enter ? t->enter(t->ctx, &s->self, &s->out) : 0;
+  stay_one(s);
   if (s->keeps) show_output(s, 0);
   if (refused) {
     reply_publish(s, FRAME_BOOT, 0);
@@ -429,7 +436,9 @@ static void body(void *arg) {
   take_all(s);
   FAIL_POINT(W_LEAVE);
   reply_begin(s);
-  if (t->leave && t->leave(t->ctx, &s->out)) reply_publish(s, FRAME_LEFT, 0);
+  int failed = t->leave ? t->leave(t->ctx, &s->out) : 0;
+  stay_one(s);
+  if (failed) reply_publish(s, FRAME_LEFT, 0);
   doorbell(s);
   FAIL_POINT(W_BYE);
   fflush(NULL);

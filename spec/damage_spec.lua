@@ -126,6 +126,20 @@ describe("an item that does damage and goes on", function()
     assert.same({ "done\n", "", 0 }, { result.out, result.err, result.status })
   end)
 
+  it("may fork in init and finish too: the copies run nothing and say nothing", function()
+    local path <const> = helper.tmp() .. "/runs"
+    for _ = 1, 10 do
+      helper.write(path, "")
+      local list <const> = plua.map(function(i)
+        local file <close> = assert(io.open(path, "a"))
+        file:write("x")
+        return i
+      end, numbers(N), { workers = 2, init = kit.fork, finish = kit.fork })
+      for i = 1, N do assert.equal(i, list[i]) end
+      assert.equal(N, #helper.read(path))
+    end
+  end)
+
   it("may leave a child behind, which delays nothing", function()
     for _, away in ipairs { false, true } do
       local start <const> = kit.now()
