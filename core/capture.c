@@ -103,7 +103,8 @@ void capture_show(struct capture *c) {
   for (int i = 0; i < 2; i++) {
     uint64_t size = size_of(c, i);
     if (!size) continue;
-    lines_copy(c->real[i], c->place[i], c->file[i], &c->shown[i], size);
+    int err = lines_copy(c->real[i], c->place[i], c->file[i], &c->shown[i], size);
+    if (err && err != -EBADF && i == 0) lines_lost = err;
     if (ftruncate(c->file[i], 0) == 0) atomic_store(&c->shown[i], 0);
   }
 }

@@ -32,7 +32,7 @@ void capture_off(struct capture *c);
    stderr's. */
 size_t capture_tail(const struct capture *c, char *bytes, size_t max);
 /* Shows what was captured, each file as one block, and empties the files. Whoever dies in here is
-   followed by one who goes on where it stopped. */
+   followed by one who goes on where it stopped. Tells lines_lost what could not be shown. */
 void capture_show(struct capture *c);
 
 /* Sends the files through a socket, which outlives this process too. 0 or a negated errno. */

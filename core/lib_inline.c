@@ -13,6 +13,7 @@
 #include "base.h"
 #include "capture.h"
 #include "lib.h"
+#include "lines.h"
 
 struct payload {
   void *bytes; /* NULL: released, or a position */
@@ -255,7 +256,9 @@ static void output_end_inline(struct inliner *p, bool failed) {
   if (failed && !p->words) p->words = malloc(CAPTURE_TAIL);
   if (failed && p->words) p->printed = capture_tail(&p->capture, p->words, CAPTURE_TAIL);
   capture_off(&p->capture);
+  lines_lost = 0;
   capture_show(&p->capture);
+  if (lines_lost && p->answer == 0) p->answer = PLUA_EOUTPUT;
 }
 
 /* What the function answers; PLUA_EDEPTH when calls of plua are nested too deeply. Raises what is

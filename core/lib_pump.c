@@ -56,6 +56,8 @@ static const char *kind_of(const plua_event *ev) {
     return "timeout";
   case PLUA_EOOM:
     return "memory";
+  case PLUA_EOUTPUT:
+    return "error";
   case PLUA_ETOOBIG:
   case PLUA_ECODEC:
   case PLUA_EDEPTH:

@@ -63,6 +63,7 @@ static struct lines line[2];
 static _Atomic uint64_t *cell; /* ours; NULL: none was free */
 static bool cell_sought;
 bool lines_unfinished;
+int lines_lost;
 
 void lines_share(void) {
   if (hall) return;
@@ -196,7 +197,10 @@ static int put_short(const struct lines *s, const char *p, size_t n) {
 /* Whole lines, in pieces that are written undivided; a line that is too long is a piece. */
 static int put_lines(const struct lines *s, const char *p, size_t n) {
   int err = 0;
-  if (s->direct) return put(s->fd, p, n);
+  if (s->direct) {
+    err = put(s->fd, p, n);
+    n = 0;
+  }
   while (n && !err) {
     size_t piece = n;
     const char *end = n > s->atomic ? memrchr(p, '\n', s->atomic) : NULL;
@@ -206,6 +210,7 @@ static int put_lines(const struct lines *s, const char *p, size_t n) {
     p += piece;
     n -= piece;
   }
+  if (UNLIKELY(err) && s->fd == 1 && err != -EBADF) lines_lost = err;
   return err;
 }
 
@@ -277,6 +282,7 @@ FILE *lines_open(int fd) {
   s->place = fd == 2 ? lines_place(1, 2) : 0;
   s->atomic = socket ? 0 : PIPE_BUF;
   s->len = 0;
+  if (fd == 1) lines_lost = 0;
   cell = NULL; /* a process that was forked needs one of its own */
   cell_sought = false;
   setvbuf(f, NULL, mode_of(s), 0);

@@ -17,6 +17,9 @@ void lines_share(void);
 FILE *lines_open(int fd);
 /* Whether the streams hold an unfinished line. */
 extern bool lines_unfinished;
+/* Why something for stdout was not written since this was 0: a negated errno. A stdout that is
+   closed is nobody's loss. */
+extern int lines_lost;
 /* Writes unfinished lines of flushed streams as they are. */
 void lines_end(void);
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "fail.h"
+#include "lines.h"
 #include "team.h"
 
 enum {
@@ -252,6 +253,12 @@ static size_t show_output(struct server *s, int failed) {
   return n;
 }
 
+/* What an item printed is part of what it did: it has failed if that is lost. */
+static int output_lost(int answer) {
+  lines_lost = 0;
+  return answer ? answer : PLUA_EOUTPUT;
+}
+
 /* ---- running ------------------------------------------------------------------------------- */
 
 /* Items of a batch lie one behind the other: 8 bytes of length, the payload, aligned to 8
@@ -332,6 +339,7 @@ static int item_done(plua_feed *feed, int answer) {
   s->running = 0;
   stay_one(s);
   size_t printed = UNLIKELY(s->keeps) ? show_output(s, answer) : 0;
+  if (UNLIKELY(lines_lost)) answer = output_lost(answer);
   if (LIKELY(answer == 0))
     reply_publish(s, FRAME_VALUE, s->work.k);
   else

@@ -368,6 +368,50 @@ describe("grouped output", function()
   end)
 end)
 
+describe("output that cannot be written", function()
+  helper.guard()
+
+  local function full(opts, program)
+    local script <const> = helper.script(([[
+      local plua = require "plua"
+      local list = plua.map(function(i)
+        if i == 3 then print("lost") end
+        return i
+      end, plua.range(1, 5), { on_error = "collect", %s })
+      for i = 1, 5 do io.stderr:write(tostring(list[i]), "\n") end
+    ]]):format(opts))
+    return helper.run(("%s %s >/dev/full"):format(program, script))
+  end
+
+  for _, opts in ipairs {
+    "workers = 2", "workers = 1, output = 'grouped'", "workers = 0, output = 'grouped'",
+  } do
+    it("is the error of its item: " .. opts, function()
+      for _, program in ipairs { helper.plua, helper.lua } do
+        local result <const> = full(opts, program)
+        assert.matches("^1\n2\nitem 3 %(3%): what it printed could not be written to " ..
+          "standard output %(is the disk full%?%)\n.-4\n5\n", result.err)
+      end
+    end)
+  end
+
+  it("ends a call, with status 1", function()
+    local script <const> = helper.script(
+      "require('plua').each(function(i) io.write(i) end, { 1, 2, 3 }, { workers = 2 })")
+    local result <const> = helper.run(helper.plua .. " " .. script .. " >/dev/full")
+    assert.equal(1, result.status)
+    assert.matches("^item %d %(%d%): what it printed could not be written", result.err)
+  end)
+
+  it("is nobody's fault where standard output is closed", function()
+    local script <const> = helper.script(
+      "require('plua').each(function(i) print(i) end, { 1, 2, 3 }, { workers = 2 })")
+    local result <const> = helper.run(helper.plua .. " " .. script .. " >&-")
+    assert.equal(0, result.status)
+    assert.equal("", result.err)
+  end)
+end)
+
 describe("an item that kills its worker twice", function()
   helper.guard()
 
