@@ -86,6 +86,7 @@ int seam_extend(struct handle *h, uint64_t id, uint64_t count);
 int seam_put(struct handle *h, uint64_t id, plua_out **out);
 int seam_put_end(struct handle *h);
 int seam_put_next(struct handle *h); /* one of many: seam_flush when the last is there */
+int seam_put_run(struct handle *h, uint64_t id, const void *bytes, const size_t *len, int n);
 int seam_flush(struct handle *h);
 void seam_put_drop(struct handle *h);
 const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len);

@@ -36,6 +36,15 @@ int seam_put_next(struct handle *h) {
   return h->inliner ? inline_put_end(h->inliner) : plua_put_next(h->pool);
 }
 
+int seam_put_run(struct handle *h, uint64_t id, const void *bytes, const size_t *len, int n) {
+  plua_out *out;
+  if (h->pool) return plua_put_run(h->pool, id, bytes, len, n);
+  int err = inline_put(h->inliner, id, &out);
+  if (!err) err = plua_write(out, bytes, *len);
+  if (!err) err = inline_put_end(h->inliner);
+  return err ? err : 1;
+}
+
 int seam_flush(struct handle *h) {
   return h->pool ? plua_flush(h->pool) : 0;
 }

@@ -61,8 +61,7 @@ static uint64_t push_next(lua_State *L, const struct job *job, uint64_t position
 /* Whether every item of [from, to) of the list at 3 crosses in any case. */
 static bool all_plain(lua_State *L, const struct job *job, uint64_t from, uint64_t to) {
   for (uint64_t i = from; i < to; i++) {
-    push_next(L, job, i);
-    int type = lua_type(L, -1);
+    int type = lua_rawgeti(L, 3, (lua_Integer)job_index(job, i) + 1);
     lua_pop(L, 1);
     if (type != LUA_TNIL && type != LUA_TBOOLEAN && type != LUA_TNUMBER && type != LUA_TSTRING)
       return false;
@@ -142,11 +141,43 @@ static void put_one(lua_State *L, struct handle *h, struct job *job) {
   put_ended(L, h, job, 2, seam_put_next(h));
 }
 
+/* Puts some of the job's next items, up to 'to', of the list at 3, which all cross in any case:
+   small ones go together. */
+static void put_next(lua_State *L, struct handle *h, struct job *job, uint64_t to) {
+  enum { RUN = 64, SMALL_MAX = 64, ROOM = 8 + SMALL_MAX + 9 };
+  unsigned char bytes[RUN * ROOM];
+  size_t len[RUN], all = 0;
+  plua_out out = {.begin = bytes, .at = bytes, .end = bytes + sizeof bytes};
+  int n = 0;
+  for (; n < RUN && job->count + (unsigned)n < to; n++) {
+    uint64_t index = push_next(L, job, job->count + (unsigned)n);
+    bool small = lua_type(L, -1) != LUA_TSTRING || lua_rawlen(L, -1) <= SMALL_MAX;
+    const unsigned char *begin = out.at;
+    if (small && job->order) plua_write(&out, &index, sizeof index);
+    if (small) codec_write(L, 1, &out); /* there is room */
+    lua_pop(L, 1);
+    if (!small) break;
+    len[n] = (size_t)(out.at - begin);
+  }
+  if (n < 2) { /* also where the next is large */
+    put_one(L, h, job);
+    return;
+  }
+  n = seam_put_run(h, job->id, bytes, len, n);
+  if (UNLIKELY(n < 0)) {
+    job_end(L, job, 2);
+    handle_raise(L, h, n);
+  }
+  for (int i = 0; job->low && i < n; i++) all += len[i] + 8;
+  job->bytes += all;
+  job->count += (unsigned)n;
+}
+
 /* Puts items [from, to) of the list at 3, the first of which is the job's next. stack: handle, job,
  * list, ... */
 static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
   if (all_plain(L, job, from, to)) {
-    while (job->count < to) put_one(L, h, job);
+    while (job->count < to) put_next(L, h, job, to);
     return;
   }
   stage(L, h, job, from, to);
@@ -162,9 +193,8 @@ static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t f
 static bool put_enough(lua_State *L, struct handle *h, struct job *job, uint64_t n) {
   enum { ROOM = 16 << 20 };
   job->low = ROOM / 2;
-  while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few)) {
-    put_one(L, h, job);
-  }
+  while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few))
+    put_next(L, h, job, n);
   return job->count == n;
 }
 

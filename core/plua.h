@@ -245,6 +245,10 @@ PLUA_API int plua_put_end(plua_pool *pool);
    batch: when enough are there, or at the next plua_flush, plua_next, plua_wait or plua_dispatch.
  */
 PLUA_API int plua_put_next(plua_pool *pool);
+/* The same for n small items, n at least 1, whose payloads lie one behind the other in 'bytes',
+   len[i] bytes each. Answers how many were added, from the first on, at least 1; negative: none. */
+PLUA_API int plua_put_run(plua_pool *pool, uint64_t id, const void *bytes, const size_t *len,
+                          int n);
 PLUA_API int plua_flush(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);
 

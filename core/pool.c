@@ -283,6 +283,50 @@ int plua_put_next(plua_pool *p) {
   return err;
 }
 
+/* Adds the first of n items in the ordinary way. */
+static int put_first(plua_pool *p, uint64_t id, const void *bytes, size_t len) {
+  plua_out *out;
+  int err = plua_put(p, id, &out);
+  if (err) return err;
+  err = plua_write(out, bytes, len);
+  if (!err) err = put_item(p);
+  if (err) plua_put_drop(p);
+  return err ? err : 1;
+}
+
+/* Adds those that have room right behind the payload before, at once. */
+static int put_run(plua_pool *p, struct pool_job *j, const void *bytes, const size_t *len,
+                   unsigned n) {
+  unsigned room = PLACES_CHUNK - (unsigned)(j->places.count % PLACES_CHUNK);
+  uint64_t off;
+  bool follows;
+  int err = FAIL_ERROR(P_PUT);
+  if (!err) err = places_prepare(&j->places);
+  if (!err) err = sched_prepare(p->sched);
+  if (err) return err;
+  n = store_run(p->store, j->id, bytes, len, n < room ? n : room, &off, &follows);
+  for (unsigned i = 0; i < n; i++) {
+    places_add(&j->places, off, follows || i);
+    off += store_room(len[i]);
+    p->bytes_in += len[i];
+  }
+  if (sched_add(p->sched, j->id, n) < 0) IMPOSSIBLE("no room though it was prepared");
+  return (int)n;
+}
+
+int plua_put_run(plua_pool *p, uint64_t id, const void *bytes, const size_t *len, int n) {
+  OWNED(p);
+  struct pool_job *j = open_job(p, id);
+  if (!j) return no_job(p, id);
+  if (j->positions) return pool_say(p, PLUA_EARG, "plua_put_run: the job's items have no payloads");
+  if (p->put_job) return pool_say(p, PLUA_EARG, "plua_put_run: an item is being put already");
+  if (n < 1 || !bytes || !len) return pool_say(p, PLUA_EARG, "plua_put_run: no items");
+  int added = put_run(p, j, bytes, len, (unsigned)n);
+  if (!added) added = put_first(p, id, bytes, *len);
+  if (added > 0 && sched_eager(p->sched, id)) pool_post(p);
+  return added;
+}
+
 int plua_flush(plua_pool *p) {
   OWNED(p);
   pool_post(p);

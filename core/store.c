@@ -273,6 +273,28 @@ void store_drop(struct store *s) {
   settle(s);
 }
 
+unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, const size_t *len,
+                   unsigned n, uint64_t *off, bool *follows) {
+  if (s->open || !s->filling || s->first != s->last) return 0;
+  uint64_t at = s->at, end = place(s, s->first) + s->segment[s->first].backed;
+  unsigned i = 0;
+  for (; i < n && len[i] < SEGMENT; i++) {
+    uint64_t next = at + store_room(len[i]), size = len[i];
+    if (next >= end) break; /* the last place is for those who know how to go on */
+    memcpy(s->base + at, &size, sizeof size);
+    memcpy(s->base + at + HEAD, bytes, size);
+    bytes += size;
+    at = next;
+  }
+  if (!i) return 0;
+  *off = s->at;
+  *follows = chain && s->chain == chain;
+  s->at = at;
+  s->chain = chain;
+  s->segment[s->first].live += i;
+  return i;
+}
+
 static void let_go(struct store *s, uint64_t i) {
   struct segment *g = &s->segment[i];
   if (i >= s->known || !g->used || !g->live) IMPOSSIBLE("payload freed twice");

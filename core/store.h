@@ -20,6 +20,15 @@ int store_begin(struct store *s, uint64_t chain, plua_out **out);
    behind the payload of its chain that was stored before. */
 void store_end(struct store *s, uint64_t *off, bool *follows);
 void store_drop(struct store *s);
+/* Keeps the first of n payloads, len[i] bytes each, which lie one behind the other in 'bytes', as
+   many as have room where the store is right now: how many, 0 too. *off and *follows are those of
+   the first; each of the others lies right behind the one before, store_room(len[i]) bytes on. */
+unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, const size_t *len,
+                   unsigned n, uint64_t *off, bool *follows);
+/* The bytes that a payload takes, its length and padding too. */
+static inline uint64_t store_room(uint64_t len) {
+  return 8 + ((len + 7) & ~UINT64_C(7));
+}
 /* Gives a payload's memory back. */
 void store_free(struct store *s, uint64_t off);
 
