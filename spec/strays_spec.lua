@@ -10,7 +10,7 @@ local plua, kit = require "plua", require "crashkit"
 local function note(text)
   local file <close> = io.open(%q, "a")
   file:setvbuf("no")
-  file:write(text, "\n")
+  file:write(text .. "\n")
 end
 local function await(n)
   local ends = kit.now() + 10
