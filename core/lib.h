@@ -152,8 +152,9 @@ static inline uint64_t job_index(const struct job *job, uint64_t position) {
 }
 /* Whether pump's caller has something to take. */
 bool job_ready(const struct job *job);
-/* handle:job(spec) -> job: see lib_job.c. */
+/* handle:job(spec) -> job: see lib_job.c. job_make is for who has entered the handle. */
 int job_new(struct lua_State *L);
+int job_make(struct lua_State *L);
 /* Encodes what a pool's workers need to know of the job into h->scratch, or raises the refusal.
    stack: handle, spec, ... */
 void job_encode_call(struct lua_State *L, struct handle *h, const struct job *job);

@@ -145,8 +145,8 @@ void job_results_open(lua_State *L, struct job *job, int at) {
    chunksize, crash_retries and the like of plua_job, timeout, order; for pools also source, seed,
    f, reduce, range.
  */
-int job_new(lua_State *L) {
-  struct handle *h = handle_check(L, 1);
+int job_make(lua_State *L) {
+  struct handle *h = lua_touserdata(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   if (h->rt->stop == PLUA_STOP_DRAIN) stop_raise(L);
@@ -185,6 +185,10 @@ int job_new(lua_State *L) {
   lua_pop(L, 1);
   job->settled = false;
   return 1;
+}
+
+int job_new(lua_State *L) {
+  return handle_enter(L, job_make);
 }
 
 /* ---- what a job tells ----------------------------------------------------------------------- */

@@ -322,8 +322,11 @@ static int feed_inner(lua_State *L) {
       job_settle(L, job, 2);
       return fine ? 1 : 2;
     }
+    handle_check(L, 1); /* the iterator may have ended the pool */
     plua_out *out = put(L, h, job, 2);
+    h->busy = true;
     int err = codec_write(L, 1, out);
+    h->busy = false;
     if (UNLIKELY(err < 0)) {
       seam_put_drop(h);
       return feed_refused(L, h, job, err);
@@ -335,7 +338,8 @@ static int feed_inner(lua_State *L) {
   return 1;
 }
 
-/* The iterator may call plua, this handle too: so the handle is not busy meanwhile. */
+/* The iterator may call plua, this handle too: so the handle is busy only while an item is written,
+   by hooks of the script's as well. */
 static int feed(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   struct job *job = job_check(L, 2);
@@ -344,6 +348,7 @@ static int feed(lua_State *L) {
   lua_pushcfunction(L, feed_inner);
   for (int i = 1; i <= nargs; i++) lua_pushvalue(L, i);
   if (lua_pcall(L, nargs, LUA_MULTRET, 0) != LUA_OK) {
+    h->busy = false;
     seam_put_drop(h); /* memory may have run out in the middle of an item */
     return lua_error(L);
   }
@@ -403,12 +408,10 @@ static struct job *apply_job(lua_State *L, struct handle *h) {
     if (same_call(L, h, at)) return h->apply;
     apply_over(L, h);
   }
-  lua_pushcfunction(L, job_new);
+  lua_pushcfunction(L, job_make);
   lua_pushvalue(L, 1);
   lua_pushvalue(L, 2);
-  h->busy = false;
   lua_call(L, 2, 1);
-  h->busy = true;
   h->apply = job_check(L, -1);
   lua_pushlstring(L, (char *)h->scratch.out.begin,
                   (size_t)(h->scratch.out.at - h->scratch.out.begin));

@@ -243,6 +243,39 @@ for _, workers in ipairs { 1, 2, 3, 7 } do
       end
     end)
 
+    it("may be terminated by the iterator that gives its items", function()
+      local pool <const> = plua.pool { workers = workers }
+      local step <const> = pool:imap(math.abs, function()
+        pool:terminate()
+        return 1
+      end)
+      local fine <const>, err <const> = pcall(step)
+      assert.is_false(fine)
+      assert.matches("the pool is terminated", tostring(err))
+      assert.same({}, helper.children())
+    end)
+
+    it("cannot be terminated by a hook while a value is encoded for it", function()
+      local pool <const> = plua.pool { workers = workers }
+      local Evil <const> = { __plua_save = function() pool:terminate() end }
+      plua.register("spec.evil", Evil)
+      local evil <const> = setmetatable({}, Evil)
+      local given <const> = { evil }
+      for _, call in ipairs {
+        function() pool:map(math.abs, given) end,
+        function() pool:map(function() return evil end, { 1 }) end,
+        function() pool:apply(math.abs, evil) end,
+        pool:imap(math.abs, function() return evil end),
+      } do
+        local fine <const>, err <const> = pcall(call)
+        assert.is_false(fine)
+        assert.matches("the pool is in use by the call that this one interrupts", tostring(err))
+      end
+      assert.equal(2, pool:apply(math.abs, -2))
+      pool:terminate()
+      assert.same({}, helper.children())
+    end)
+
     it("is terminated when an error leaves its scope", function()
       local begun <const> = crash.now()
       local fine <const>, err <const> = pcall(function()

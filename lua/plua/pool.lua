@@ -357,11 +357,11 @@ end
 --- Ends the workers at once. Futures that have no outcome get an error of kind "cancelled".
 function Pool:terminate()
   if self.state == "terminated" then return end
-  self.state = "terminated"
   local handle <const> = self.handle
+  self:stats() -- raises where a call on the pool is under way
+  self.state = "terminated"
   if not handle:alive() then return end
   local futures <const> = waiting(handle)
-  self:stats()
   handle:close()
   for _, promise in ipairs(futures) do
     future.conclude(promise,
