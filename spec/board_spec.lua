@@ -6,7 +6,8 @@ describe("the board", function()
   helper.guard()
 
   it("lets each item be claimed once or come back once, whatever the owner does", function()
-    local items <const> = not helper.slow and 2000000 or 300000
+    -- Sanitizers watch the threads; where lines are counted, each is run soon.
+    local items <const> = not helper.slow and 2000000 or helper.san ~= "" and 300000 or 20000
     local result <const> = helper.run(("%s/host/board_threads %d"):format(helper.build, items),
       { timeout = 120 })
     assert.equal(0, result.status, result.err .. result.out)

@@ -447,7 +447,8 @@ io.stderr:write("kills ", kills, "\n")
 local function under_fire(text, seed, pause)
   local script <const>, killer <const> = helper.script(text), helper.script(KILLER, "killer.lua")
   local result <const> = helper.run(("%s %s %d & %s %s $! %d %s; wait $!"):format(
-    helper.plua, script, seed, helper.lua, killer, seed, pause), { timeout = 40 })
+    helper.plua, script, seed, helper.lua, killer, seed, helper.slow and 5 * pause or pause),
+    { timeout = helper.slow and 120 or 40 })
   local said <const> = ("seed %d, status %d\n%s%s"):format(seed, result.status, result.out,
     result.err)
   assert.equal(0, result.status, said)
