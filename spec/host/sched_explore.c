@@ -64,8 +64,8 @@ static void tell_config(void) {
 }
 
 static void tell_path(void) {
-  static const char *const name[] = {"add", "post",  "unpost", "begin",    "ok",    "fail",
-                                     "end", "death", "back",   "withdraw", "forget"};
+  static const char *const name[] = {"add",  "post", "unpost", "begin", "ok",       "results",
+                                     "fail", "end",  "death",  "back",  "withdraw", "forget"};
   tell_config();
   fprintf(stderr, ":");
   for (unsigned i = 0; i < path_len; i++)
