@@ -4,6 +4,7 @@
    MFAIL_COUNT=1        at the end, how many there were, on stderr
    mfail_arm(k, sticky) counts anew, from the call on; k = 0: none fails. It answers how many there
    were since it was called last.
+   mfail_stop()         none fails or is counted from then on
    Only in the process that was started, not in those that it forks.
    Knows glibc's names. SPDX-License-Identifier: MIT */
 #include <errno.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 long mfail_arm(long at, int for_good);
+void mfail_stop(void);
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *p, size_t n);
@@ -38,8 +40,11 @@ __attribute__((visibility("default"))) long mfail_arm(long at, int for_good) {
   return were;
 }
 
-__attribute__((destructor)) static void tell(void) {
+__attribute__((visibility("default"))) void mfail_stop(void) {
   armed = false;
+}
+
+__attribute__((destructor)) static void tell(void) {
   if (getenv("MFAIL_COUNT") && getpid() == owner) dprintf(2, "mfail: %ld\n", calls);
 }
 
