@@ -17,8 +17,8 @@ local FLIPS <const> = {
 -- What proves a file: programs of spec/host that are linked with the mutant, or a module of
 -- spec/kit and the spec file that loads it. Each command must end with 0 within the time limit.
 local PROOFS <const> = {
-  sched = { host = { "sched_explore", "sched_random" },
-    run = { "%s/sched_explore 5", "%s/sched_random 30" } },
+  sched = { host = { "sched_edges", "sched_explore", "sched_random" },
+    run = { "%s/sched_edges memory", "%s/sched_explore 5", "%s/sched_random 30" } },
   ring = { host = { "ring_edges", "ring_threads", "stepkill" },
     run = { "%s/ring_edges", "%s/ring_threads 5000", "%s/stepkill 7" } },
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua" } },

@@ -15,6 +15,12 @@ end
 describe("the scheduler", function()
   helper.guard()
 
+  it("is right where one more or less decides", function()
+    -- A sanitizer needs more memory than the limit leaves.
+    local memory <const> = helper.san == "" and "memory" or ""
+    assert.equal("ok: edges\n", program("sched_edges " .. memory, 60))
+  end)
+
   it("gives each item one outcome in every interleaving of small cases", function()
     local out <const> = program("sched_explore " .. (plain and 12 or 6), 200)
     local states <const> = tonumber(out:match("ok: (%d+) states"))
