@@ -8,6 +8,8 @@
 
 #include "base.h"
 #include "codec.h"
+#include "codec_peek.h"
+#include "codec_wire.h"
 #include "lib.h"
 
 /* ---- items ---------------------------------------------------------------------------------- */
@@ -58,9 +60,29 @@ static uint64_t push_next(lua_State *L, const struct job *job, uint64_t position
   return index;
 }
 
+/* The list at 3, if so long a one may be looked into without a call for each item; else NULL. */
+static const struct peek_table *look(lua_State *L, uint64_t n) {
+  return n >= 256 && codec_peek_fits(L) ? codec_peek(L, 3) : NULL;
+}
+
+/* The list's item, from 0, if it is a number and seen; else NULL. */
+static const struct peek_value *seen_number(const struct peek_table *t, uint64_t index) {
+  const struct peek_value *v = t && index < t->limit ? &t->array[index] : NULL;
+  return v && (v->tag == PEEK_INTEGER || v->tag == PEEK_FLOAT) ? v : NULL;
+}
+
+static void write_number(plua_out *out, const struct peek_value *v) {
+  if (v->tag == PEEK_INTEGER)
+    wire_put_integer(out, v->value.integer);
+  else
+    wire_put_float(out, v->value.number);
+}
+
 /* Whether every item of [from, to) of the list at 3 crosses in any case. */
 static bool all_plain(lua_State *L, const struct job *job, uint64_t from, uint64_t to) {
+  const struct peek_table *t = look(L, to - from);
   for (uint64_t i = from; i < to; i++) {
+    if (seen_number(t, job_index(job, i))) continue;
     int type = lua_rawgeti(L, 3, (lua_Integer)job_index(job, i) + 1);
     lua_pop(L, 1);
     if (type != LUA_TNIL && type != LUA_TBOOLEAN && type != LUA_TNUMBER && type != LUA_TSTRING)
@@ -141,25 +163,38 @@ static void put_one(lua_State *L, struct handle *h, struct job *job) {
   put_ended(L, h, job, 2, seam_put_next(h));
 }
 
+enum { RUN = 64, SMALL_MAX = 64 };
+
+/* Encodes the item 'index' of the list at 3, which crosses in any case. False: it is large. */
+static bool write_small(lua_State *L, const struct job *job, const struct peek_table *t,
+                        uint64_t index, plua_out *out) {
+  const struct peek_value *v = seen_number(t, index);
+  if (job->order) plua_write(out, &index, sizeof index);
+  if (LIKELY(v != NULL)) {
+    write_number(out, v);
+    return true;
+  }
+  int type = lua_rawgeti(L, 3, (lua_Integer)index + 1);
+  bool small = type != LUA_TSTRING || lua_rawlen(L, -1) <= SMALL_MAX;
+  if (small) codec_write(L, 1, out);
+  lua_pop(L, 1);
+  return small;
+}
+
 /* Puts some of the job's next items, up to 'to', of the list at 3, which all cross in any case:
    small ones go together. */
-static void put_next(lua_State *L, struct handle *h, struct job *job, uint64_t to) {
-  enum { RUN = 64, SMALL_MAX = 64, ROOM = 8 + SMALL_MAX + 9 };
-  unsigned char bytes[RUN * ROOM];
+static void put_next(lua_State *L, struct handle *h, struct job *job, const struct peek_table *t,
+                     uint64_t to) {
+  unsigned char bytes[RUN * (8 + SMALL_MAX + 9)]; /* room for all: writing cannot fail */
   size_t len[RUN], all = 0;
   plua_out out = {.begin = bytes, .at = bytes, .end = bytes + sizeof bytes};
   int n = 0;
   for (; n < RUN && job->count + (unsigned)n < to; n++) {
-    uint64_t index = push_next(L, job, job->count + (unsigned)n);
-    bool small = lua_type(L, -1) != LUA_TSTRING || lua_rawlen(L, -1) <= SMALL_MAX;
     const unsigned char *begin = out.at;
-    if (small && job->order) plua_write(&out, &index, sizeof index);
-    if (small) codec_write(L, 1, &out); /* there is room */
-    lua_pop(L, 1);
-    if (!small) break;
+    if (!write_small(L, job, t, job_index(job, job->count + (unsigned)n), &out)) break;
     len[n] = (size_t)(out.at - begin);
   }
-  if (n < 2) { /* also where the next is large */
+  if (n < 2) { /* the next is large, or the last */
     put_one(L, h, job);
     return;
   }
@@ -177,7 +212,8 @@ static void put_next(lua_State *L, struct handle *h, struct job *job, uint64_t t
  * list, ... */
 static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t from, uint64_t to) {
   if (all_plain(L, job, from, to)) {
-    while (job->count < to) put_next(L, h, job, to);
+    const struct peek_table *t = look(L, to - from);
+    while (job->count < to) put_next(L, h, job, t, to);
     return;
   }
   stage(L, h, job, from, to);
@@ -192,9 +228,10 @@ static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t f
    while it is warm, and is no second copy of a long list. False: some of the n are left. */
 static bool put_enough(lua_State *L, struct handle *h, struct job *job, uint64_t n) {
   enum { ROOM = 16 << 20 };
+  const struct peek_table *t = look(L, n - job->count);
   job->low = ROOM / 2;
   while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few))
-    put_next(L, h, job, n);
+    put_next(L, h, job, t, n);
   return job->count == n;
 }
 
