@@ -266,8 +266,14 @@ $(B)/cover/%.o: spec/cover/%.c $(B)/flags
 	@mkdir -p $(@D)
 	$(made) $(CC) -std=c11 $(WARN) -fPIC -O2 -c -o $@ $<
 
-$(B)/modules.c: scripts/embed.lua $(LUA_SRC) $(B)/modules.list
-	$(made) $(LUA) scripts/embed.lua $@ $(LUA_SRC)
+# Compiled by the Lua that the program gets; text only where that cannot run here.
+$(B)/modules.c: scripts/embed.lua $(B)/embed $(LUA_SRC) $(B)/modules.list
+	$(made) $(B)/embed scripts/embed.lua $@ $(LUA_SRC) || \
+	  $(LUA) scripts/embed.lua $@ $(LUA_SRC)
+
+$(B)/embed: scripts/embed.c $(B)/flags
+	@mkdir -p $(@D)
+	$(made) $(CC) -std=c11 $(DEFINES) $(WARN) -O1 $(LUA_CFLAGS) -o $@ $< $(LUA_LIBS)
 
 # The list of inputs is an input too: a file that is gone must vanish from the archive.
 $(B)/modules.list: FORCE

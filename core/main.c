@@ -22,11 +22,13 @@
 
 /* The Lua half of the library, generated at build time; ends with a NULL name. */
 struct plua_module {
-  const char *name;
-  const char *source;
+  const char *name, *chunk, *source;
   size_t len;
+  const char *code; /* the same, compiled by the Lua that plua_modules_lua names */
+  size_t code_len;
 };
 extern const struct plua_module plua_modules[];
+extern const char plua_modules_lua[];
 
 /* What main needs to know when Lua is done. */
 struct outcome {
@@ -60,22 +62,20 @@ static void push_host(lua_State *L) {
 
 /* ---- the modules inside the binary --------------------------------------------------------- */
 
-/* Pushes "@plua/map.lua" for "plua.map", so that tracebacks name files of the source tree. */
-static const char *push_chunkname(lua_State *L, const char *module) {
-  if (strcmp(module, "plua") == 0) return lua_pushliteral(L, "@plua/init.lua");
-  luaL_gsub(L, module, ".", "/");
-  const char *name = lua_pushfstring(L, "@%s.lua", lua_tostring(L, -1));
-  lua_remove(L, -2);
-  return name;
+/* A shared Lua may be another one by now: then the text is what counts. */
+static int load_chunk(lua_State *L, const struct plua_module *m) {
+  if (strcmp(lua_ident, plua_modules_lua) == 0 &&
+      luaL_loadbufferx(L, m->code, m->code_len, m->chunk, "b") == LUA_OK)
+    return LUA_OK;
+  lua_settop(L, 2);
+  return luaL_loadbufferx(L, m->source, m->len, m->chunk, "t");
 }
 
 /* A loader as 'require' calls them: loader(name, data) -> module. */
 static int load_module(lua_State *L) {
   const struct plua_module *m = lua_touserdata(L, lua_upvalueindex(1));
   lua_settop(L, 2);
-  const char *chunk = push_chunkname(L, m->name);
-  if (luaL_loadbufferx(L, m->source, m->len, chunk, "t") != LUA_OK) return lua_error(L);
-  lua_replace(L, 3);
+  if (load_chunk(L, m) != LUA_OK) return lua_error(L);
   lua_rotate(L, 1, 1); /* stack: chunk, name, data */
   lua_call(L, 2, 1);
   return 1;
