@@ -23,6 +23,7 @@ local programs <const> = {
     payload_memory = "gives payload memory back as outcomes are released",
     put_on_positions = "refuses payloads in a job of positions, and positions in one of payloads",
     put_drop = "forgets a payload that is dropped",
+    put_runs = "takes runs of small payloads, as many as have room",
     forget = "forgets a job in the middle, with its memory",
   },
   host_pool = {

@@ -405,6 +405,44 @@ static void put_drop(void) {
   plua_close(p);
 }
 
+/* Runs of payloads of all sizes, with single ones between them. */
+static void put_runs(void) {
+  enum { N = 6000 };
+  static size_t list[N];
+  struct drive d;
+  plua_pool *p = host_open(2, echo);
+  plua_job job = {.size = sizeof job, .call = "call!", .call_len = 5};
+  unsigned char *bytes = malloc((size_t)8 << 20);
+  CHECK(bytes != NULL);
+  for (size_t i = 0; i < N; i++) list[i] = i % 1500 == 1499 ? (3 << 20) + i : i * 7919 % 90;
+  sizes = list;
+  drive_init(&d, p, N);
+  d.on = expect_echo;
+  CHECK_IS(plua_submit(p, &job, &d.job), 0);
+  CHECK_IS(plua_put_run(p, d.job, bytes, list, 0), PLUA_EARG);
+  CHECK_IS(plua_put_run(p, d.job + 1, bytes, list, 1), PLUA_EARG);
+  for (uint64_t i = 0; i < N;) {
+    unsigned char *at = bytes;
+    int want = (int)(i % 71) + 1, added;
+    if ((uint64_t)want > N - i) want = (int)(N - i);
+    for (int k = 0; k < want; at += list[i + (unsigned)k++])
+      fill(at, list[i + (unsigned)k], i + (unsigned)k);
+    added = plua_put_run(p, d.job, bytes, list + i, want);
+    CHECK(added >= 1 && added <= want);
+    i += (unsigned)added;
+    if (i % 3 || i == N) continue;
+    fill(bytes, list[i], i);
+    drive_put(&d, bytes, list[i++]);
+    drive_step(&d);
+  }
+  free(bytes);
+  drive(&d);
+  CHECK_IS(d.results, N);
+  drive_end(&d);
+  CHECK(host_pool_bytes() < 64 << 20);
+  plua_close(p);
+}
+
 /* ---- forgetting ------------------------------------------------------------------------------ */
 
 static int echo_slowly(void *ctx, const plua_item *item, plua_out *out) {
@@ -463,6 +501,7 @@ int main(int argc, char **argv) {
     {"payload_memory", payload_memory},
     {"put_on_positions", put_on_positions},
     {"put_drop", put_drop},
+    {"put_runs", put_runs},
     {"forget", forget},
     {NULL, NULL},
   };
