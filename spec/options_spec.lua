@@ -31,7 +31,8 @@ describe("an option", function()
       :format(line), message, 1, true)
     assert.matches("nearest is 'chunksize'", message_of(plua.map, print, {}, { chunk_size = 1 }))
     assert.matches("nearest is 'max_tasks_per_child'", message_of(plua.pool, { maxtasks = 1 }))
-    assert.matches("unknown option '1'", message_of(plua.map, print, {}, { "workers" }))
+    assert.matches("unknown option '1'; options have names, as in { workers = 2 }",
+      message_of(plua.map, print, {}, { "workers" }), 1, true)
   end)
 
   it("of a later day is unknown", function()

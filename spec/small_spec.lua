@@ -119,6 +119,22 @@ describe("a place where", function()
       end
     end)
 
+    it("a pool has no room for an item says so, and what to do", function()
+      local script <const> = helper.script [[
+        local plua, kit = require "plua", require "crashkit"
+        local pool <close> = plua.pool { workers = 1 }
+        kit.iofail("madvise:12:1:sticky")
+        local fine, why = pcall(pool.map, pool, function(s) return #s end, { ("x"):rep(1 << 20) })
+        kit.iofail()
+        print(fine, why)
+        print(pool:apply(math.max, 1, 2))
+      ]]
+      local result <const> = helper.run(("exec env LD_PRELOAD=%s/preload/iofail.so %s %s"):format(
+        helper.build, helper.plua, script))
+      assert.matches("^false\t.-no room for what is sent to workers: Cannot allocate memory " ..
+        "%(a pool keeps it in memory until it is done%); send less at once.-\n2\n$", result.out)
+    end)
+
     it("processes are few for a while only gets the others later", function()
       local script <const> = helper.script [[
         local plua, kit = require "plua", require "crashkit"

@@ -268,6 +268,7 @@ local function progress()
   local run <const> = package.loaded["plua.run"]
   local cut <const> = run and run.cut
   if not cut then return "" end
+  run.cut = nil -- interactively, there is more to come
   local count <const> = cut.total or cut.done
   local more <const> = cut.more > 0 and (" (and %s out of turn)"):format(grouped(cut.more)) or ""
   return (": %s%s %s%s done%s"):format(grouped(cut.done),

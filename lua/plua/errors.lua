@@ -244,10 +244,8 @@ local function limit_of(name)
   end
 end
 
---- A failure of the core as a person needs it: with the limit behind it and a remedy, where known.
----@param text string
----@return string
-function M.explained(text)
+-- The text with the limit behind a refusal and a remedy.
+local function limited(text)
   for _, refusal in ipairs(REFUSALS) do
     if text:sub(-#refusal[1]) == refusal[1] then
       local limit <const> = limit_of(refusal[3])
@@ -256,6 +254,20 @@ function M.explained(text)
     end
   end
   return text
+end
+
+-- What the store of a pool says when there is no room in it, and nothing else.
+local FULL <const> = {
+  ["No space left on device"] = true, ["Cannot allocate memory"] = true, ["File too large"] = true,
+}
+
+--- A failure of the core as a person needs it: with the limit behind it and a remedy, where known.
+---@param text string
+---@return string
+function M.explained(text)
+  if not FULL[text] then return limited(text) end
+  return ("no room for what is sent to workers: %s (a pool keeps it in memory until it is " ..
+    "done); send less at once, as imap does, or allow more memory"):format(text)
 end
 
 --- A message that the core raises, taken apart: "script.lua:3: plua: the reason".
@@ -277,7 +289,7 @@ function M.not_opened(message, workers)
   if not text then error(message, 0) end
   local where <const>, call <const> = M.site(2)
   error(("%s%sno shared memory for %d worker%s: %s"):format(where and where .. ": " or "",
-    call and call .. ": " or "", workers, workers == 1 and "" or "s", M.explained(text)), 0)
+    call and call .. ": " or "", workers, workers == 1 and "" or "s", limited(text)), 0)
 end
 
 -- ---- making -----------------------------------------------------------------------------------

@@ -241,6 +241,10 @@ end
 -- The option's value as it is used; nil and what is wrong.
 local function accept(name, value)
   local option <const> = OPTIONS[name]
+  if type(name) ~= "string" then
+    return nil, ("unknown option '%s'; options have names, as in { workers = 2 }")
+      :format(tostring(name))
+  end
   if not option then
     return nil, ("unknown option '%s'; the nearest is '%s'"):format(tostring(name),
       M.nearest(name, M.names))
