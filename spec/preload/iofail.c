@@ -123,6 +123,12 @@ int epoll_ctl(int epfd, int op, int fd, struct epoll_event *e) {
   return meant("epoll_ctl") ? failed() : real(epfd, op, fd, e);
 }
 
+int epoll_pwait2(int epfd, struct epoll_event *e, int max, const struct timespec *t,
+                 const sigset_t *mask) {
+  REAL(epoll_pwait2);
+  return meant("epoll_pwait2") ? failed() : real(epfd, e, max, t, mask);
+}
+
 int timerfd_create(int clock, int flags) {
   REAL(timerfd_create);
   return meant("timerfd_create") ? failed() : real(clock, flags);
