@@ -18,9 +18,9 @@ local FLIPS <const> = {
 -- spec/kit and the spec file that loads it. Each command must end with 0 within the time limit.
 local PROOFS <const> = {
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
-    run = { "%s/sched_edges memory", "%s/sched_explore 5", "%s/sched_random 30" } },
+    run = { "%s/sched_edges memory", "%s/sched_explore 5", "env SEED=1 %s/sched_random 30" } },
   ring = { host = { "ring_edges", "ring_threads", "stepkill" },
-    run = { "%s/ring_edges", "%s/ring_threads 5000", "%s/stepkill 7" } },
+    run = { "%s/ring_edges", "env SEED=1 %s/ring_threads 20000", "%s/stepkill 7" } },
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua" } },
 }
 local LIMIT <const> = 60 -- seconds for each command
