@@ -198,14 +198,14 @@ static void put_next(lua_State *L, struct handle *h, struct job *job, const stru
     put_one(L, h, job);
     return;
   }
-  n = seam_put_run(h, job->id, bytes, len, n);
-  if (UNLIKELY(n < 0)) {
+  int added = seam_put_run(h, job->id, bytes, len, n);
+  if (UNLIKELY(added < 0)) {
     job_end(L, job, 2);
-    handle_raise(L, h, n);
+    handle_raise(L, h, added);
   }
-  for (int i = 0; job->low && i < n; i++) all += len[i] + 8;
+  for (int i = 0; job->low && i < n && i < added; i++) all += len[i] + 8;
   job->bytes += all;
-  job->count += (unsigned)n;
+  job->count += (unsigned)added;
 }
 
 /* Puts items [from, to) of the list at 3, the first of which is the job's next. stack: handle, job,

@@ -35,7 +35,7 @@ local function main(target, ...)
     "struct plua_module {\n  const char *name, *chunk, *source;\n  size_t len;\n" ..
       "  const char *code;\n  size_t code_len;\n};\n",
     "extern const struct plua_module plua_modules[];\nextern const char plua_modules_lua[];\n",
-    "const char plua_modules_lua[] = " .. c_string(LUA_IDENT or "") .. ";\n",
+    "const char plua_modules_lua[] = " .. c_string(rawget(_G, "LUA_IDENT") or "") .. ";\n",
   }
   local rows = {}
   for i, path in ipairs { ... } do
