@@ -286,8 +286,9 @@ int plua_put_next(plua_pool *p) {
 /* Adds the first of n items in the ordinary way. */
 static int put_first(plua_pool *p, uint64_t id, const void *bytes, size_t len) {
   plua_out *out;
-  int err = plua_put(p, id, &out);
+  int err = store_begin(p->store, id, &out);
   if (err) return err;
+  p->put_job = id;
   err = plua_write(out, bytes, len);
   if (!err) err = put_item(p);
   if (err) plua_put_drop(p);
