@@ -119,7 +119,7 @@ needs := $(if $(filter run,$(MAKECMDGOALS)),run) $(if $(filter test,$(MAKECMDGOA
          $(if $(filter fuzz,$(MAKECMDGOALS)),fuzz) \
          $(if $(filter coverage,$(MAKECMDGOALS)),test coverage) \
          $(if $(filter mutate,$(MAKECMDGOALS)),test) \
-         $(if $(filter check,$(MAKECMDGOALS)),test coverage fuzz)
+         $(if $(filter check,$(MAKECMDGOALS)),test fuzz)
 ifneq ($(strip $(needs)),)
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
 $(shell CC='$(CC)' scripts/deps.sh $(needs) >&2)
@@ -131,7 +131,7 @@ endif
 
 .PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
   bench bench-deps bench-readme simulate doc format fuzz install uninstall clean help lengths \
-  kit check check-address check-thread check-small check-fail check-fuzz check-torture check-coverage check-mutants \
+  kit check check-address check-thread check-small check-fail check-fuzz check-torture \
   coverage mutate
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -149,7 +149,7 @@ test: all kit  ## all specs; SPEC=spec/one_spec.lua for one; SAN= SMALL=1 FAIL=1
 # What a plain run cannot see: all of these, though one fails.
 check:  ## specs under sanitizers, with tiny limits and failpoints, a fuzz: some minutes
 	@$(MAKE) --no-print-directory -k -j 1 check-address check-thread check-small check-fail \
-	  check-fuzz check-torture check-coverage check-mutants
+	  check-fuzz check-torture
 specs = $(1:%=spec/%_spec.lua)
 check-address:
 	@$(call variant_test,SAN=address,$(CHECK_ADDRESS))
@@ -166,14 +166,6 @@ check-fuzz:
 check-torture: all
 	@echo '== torture'
 	@if timeout -k 5 120 $(B)/plua scripts/torture.lua 20; then echo '1 passed, 0 failed'; \
-	  else echo '0 passed, 1 failed'; exit 1; fi
-check-coverage:
-	@echo '== coverage'
-	@if $(MAKE) coverage >build/coverage.log 2>&1; then tail -n 3 build/coverage.log; \
-	  echo '1 passed, 0 failed'; else cat build/coverage.log; echo '0 passed, 1 failed'; exit 1; fi
-check-mutants: all kit
-	@echo '== mutants'
-	@if $(LUA) scripts/mutate.lua $(B) $(MUTANTS); then echo '1 passed, 0 failed'; \
 	  else echo '0 passed, 1 failed'; exit 1; fi
 
 # The other specs build, install or read the sources, or run no line that these do not.
