@@ -486,4 +486,12 @@ describe("plua, when things go wrong,", function()
     local result <const> = eval("error(setmetatable({}, {__tostring = function() error('x') end}))")
     assert.truthy(result.err:find("(error object is a table value)", 1, true))
   end)
+
+  it("tells of an interrupt while the module is loaded as of any other", function()
+    local result <const> = helper.run(helper.plua .. [[ -e '
+      package.loaded.plua, package.loaded["plua.core"] = nil, nil
+      package.preload["plua.core"] = function() error("here: interrupted!", 0) end
+      print(select(2, pcall(require, "plua")))']], { timeout = 20 })
+    assert.equal("here: interrupted!\n", result.out, result.err)
+  end)
 end)

@@ -4,6 +4,7 @@
 
 local found <const>, core <const> = pcall(require, "plua.core")
 if not found then
+  if tostring(core):find("interrupted!$") then error(core, 0) end
   error(("%s\nplua: its C half, plua/core.so, is found by LUA_CPATH or package.cpath: add " ..
     "lib/lua/5.4/?.so of the installed tree to it"):format(core), 0)
 end
