@@ -160,6 +160,18 @@ describe("Ctrl-C", function()
     assert.equal("kept", helper.read(run.dir .. "/x.lua.data"))
   end)
 
+  it("tells interactively how far a call came, once", function()
+    local lines <const> = helper.tmp() .. "/lines"
+    helper.write(lines, [[
+kit = require "crashkit" me = kit.pid()
+plua.map(function() kit.kill(me, 2) while true do end end, { 1, 2 }, { chunksize = 1 })
+kit.kill(me, 2) while true do end
+]])
+    local result <const> = helper.run(helper.plua .. " -i <" .. helper.quote(lines))
+    assert.equal(0, result.status)
+    assert.matches("interrupted: 0 of 2 items done\nstdin:1: interrupted\n", result.err)
+  end)
+
   it("can be caught by a script, whose pool works on", function()
     local run <const> = start([[
       local pool = plua.pool { workers = 2 }
