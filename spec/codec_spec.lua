@@ -568,6 +568,13 @@ describe("codec: what cannot cross", function()
     end },
   }
 
+  -- A key is shown as far as its 40th byte.
+  local long <const> = ("a "):rep(20)
+  cases[#cases + 1] = { ('["%s"]: coroutine'):format(long),
+    function() return { [long] = coroutine.create(print) } end }
+  cases[#cases + 1] = { ('["%s..."]: coroutine'):format(long),
+    function() return { [long .. "b"] = coroutine.create(print) } end }
+
   for _, case in ipairs(cases) do
     it("is refused with the path: " .. case[1], function()
       local why <const>, code <const> = refusal(case[2]())
