@@ -48,8 +48,8 @@ describe("a parent that is killed by SIGKILL", function()
   local function workers_of(parent, dir, count)
     assert(helper.wait(function()
       local begun <const> = helper.read(dir .. "/begun")
-      return begun and #begun >= count
-    end, 10), "items have not begun")
+      return begun and #begun >= count and #helper.children(parent) >= 3
+    end, 10), "items have not begun, or workers are missing")
     return helper.children(parent)
   end
 

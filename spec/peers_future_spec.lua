@@ -410,7 +410,9 @@ describe("loky: a pool of plua", function()
       local pids <const> = pids_of(pool, 100)
       for pid in pairs(pids) do kit.kill(pid, 9) end
       check_squares(pool:map(square, numbers(100)), 100)
-      for pid in pairs(pids) do assert.is_false(helper.alive(pid)) end
+      for pid in pairs(pids) do
+        assert(helper.wait(function() return not helper.alive(pid) end), pid)
+      end
     end
     assert.equal(0, pool:stats().crashed)
   end)
