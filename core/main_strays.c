@@ -197,13 +197,8 @@ static void end_all(bool quiet, int peace_ms) {
 
 /* ---- the watch ------------------------------------------------------------------------------ */
 
-/* In a session of its own: what a terminal or a shell sends to the job is not for it. It holds no
-   descriptor of the program's, which somebody may wait to be closed. */
+/* It holds no descriptor of the program's, which somebody may wait to be closed. */
 static _Noreturn void watch(int owner_fd) {
-  sigset_t all;
-  sigfillset(&all);
-  sigprocmask(SIG_SETMASK, &all, NULL);
-  setsid();
   prctl(PR_SET_NAME, "plua-watch");
   if (dup2(owner_fd, 0) < 0 || chdir("/") < 0) _exit(1);
   if (syscall(SYS_close_range, 1u, ~0u, 0u) < 0)
@@ -215,19 +210,25 @@ static _Noreturn void watch(int owner_fd) {
 }
 
 /* Made early, while there is little memory to copy, and by a child that ends at once, so that it is
-   no child of ours: scripts may count theirs, or wait for all. Without it all is well, save after
-   a SIGKILL. */
+   no child of ours: scripts may count theirs, or wait for all. It is born with all signals blocked
+   and in a session of its own, since what a terminal or a shell sends to the job, and be it now, is
+   not for it. Without it all is well, save after a SIGKILL. */
 static void start_watch(void) {
   char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   int fd = (int)syscall(SYS_pidfd_open, strays.owner, 0);
   if (page == MAP_FAILED || fd < 0) return;
   strays.over = page;
+  sigset_t all, was;
+  sigfillset(&all);
+  sigprocmask(SIG_SETMASK, &all, &was);
   long pid = syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
   if (pid == 0) {
+    setsid();
     if (syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL) == 0) watch(fd);
     _exit(0);
   }
   while (pid > 0 && waitpid((pid_t)pid, NULL, __WALL) < 0 && errno == EINTR) continue;
+  sigprocmask(SIG_SETMASK, &was, NULL);
   close(fd);
 }
 
