@@ -313,6 +313,7 @@ int codec_step_cells(struct codec_writer *w, struct write_frame *f) {
       err = put_cell(w, f);
     }
     if (err) return err;
+    f = codec_top(w); /* what was written may have moved all frames */
   }
   codec_unframe(w);
   return 0;

@@ -105,8 +105,13 @@ struct write_frame *codec_frame(struct codec_writer *w, enum write_kind kind) {
   return f;
 }
 
+struct write_frame *codec_top(const struct codec_writer *w) {
+  return (struct write_frame *)w->room->room.frames + w->depth - 1;
+}
+
 void codec_unframe(struct codec_writer *w) {
-  struct write_frame *f = (struct write_frame *)w->room->room.frames + --w->depth;
+  struct write_frame *f = codec_top(w);
+  w->depth--;
   if (f->kind == F_SAVED) w->saving--;
   lua_settop(w->L, f->at - 1);
 }
@@ -228,7 +233,7 @@ static int is_item(const struct codec_writer *w, struct write_frame *f) {
 
 static int step_table(struct codec_writer *w, struct write_frame *f) {
   lua_State *L = w->L;
-  for (;;) {
+  for (;; f = codec_top(w)) { /* a value that was written may have moved all frames */
     int err;
     if (f->state == T_NEXT) {
       if (!lua_next(L, f->at)) break;
@@ -237,6 +242,7 @@ static int step_table(struct codec_writer *w, struct write_frame *f) {
     if (f->state == T_PAIR && !is_item(w, f)) {
       f->state = T_KEY;
       if ((err = put_key(w)) != 0) return err;
+      f = codec_top(w);
     }
     if (f->state == T_VALUE) { /* the value was a nest and is written; so is its slot popped */
       f->state = T_NEXT;
@@ -245,7 +251,7 @@ static int step_table(struct codec_writer *w, struct write_frame *f) {
     f->state = T_VALUE;
     if ((err = codec_put(w)) != 0) return err;
     lua_pop(L, 1);
-    f->state = T_NEXT;
+    codec_top(w)->state = T_NEXT;
   }
   uint32_t counts[2] = {f->items, f->pairs};
   memcpy(codec_at(w, f->head), counts, sizeof counts);
@@ -290,7 +296,7 @@ int codec_put_whole(struct codec_writer *w) {
   int err = codec_put(w);
   if (err == 0) lua_pop(w->L, 1);
   while (err >= 0 && w->depth > floor) {
-    struct write_frame *f = (struct write_frame *)w->room->room.frames + w->depth - 1;
+    struct write_frame *f = codec_top(w);
     switch (f->kind) {
     case F_TABLE:
       err = step_table(w, f);

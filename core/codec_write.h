@@ -103,6 +103,8 @@ int codec_put_named(struct codec_writer *w);
 struct write_frame *codec_frame(struct codec_writer *w, enum write_kind kind);
 /* Ends the innermost frame; pops its value and all above it. */
 void codec_unframe(struct codec_writer *w);
+/* The innermost one: it moves when another is opened. */
+struct write_frame *codec_top(const struct codec_writer *w);
 
 int codec_step_cells(struct codec_writer *w, struct write_frame *f);
 int codec_step_saved(struct codec_writer *w, struct write_frame *f);

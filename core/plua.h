@@ -46,7 +46,7 @@ extern "C" {
   X(PLUA_EOOM, -4015, "the kernel ended its worker, since memory ran out")                  \
   X(PLUA_ELOST, -4016,                                                                      \
     "its worker was killed, but does not end (is it frozen, or stuck in a device?): "       \
-    "what became of the item is not known")                                               \
+    "what became of the item is not known")                                                 \
   X(PLUA_EOUTPUT, -4017,                                                                    \
     "what it printed could not be written to standard output (is the disk full?)")
 

@@ -310,8 +310,8 @@ static bool spent(const struct server *s) {
   return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
 }
 
-/* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing to
-   take. */
+/* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing
+   to take. */
 static void stay_one(const struct server *s) {
   if (UNLIKELY(!*s->ours)) _exit(0);
 }

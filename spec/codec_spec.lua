@@ -60,6 +60,26 @@ local plain <const> = {
 }
 
 describe("codec: plain values", function()
+  it("of empty tables, however deep they lie and whatever follows them", function()
+    for depth = 1, 190 do
+      local leaf <const> = { {}, 1, {}, { [{}] = {}, x = 2 } }
+      local nest = leaf
+      for _ = 2, depth do nest = { "a", nest, k = "b" } end
+      local back = cross(nest)
+      for _ = 2, depth do
+        assert.same({ "a", "b" }, { back[1], back.k })
+        back = back[2]
+      end
+      assert.same({ {}, 1, {} }, { back[1], back[2], back[3] })
+      assert.equal(2, back[4].x)
+      for key, value in next, back[4] do
+        assert(key == "x" or next(key) == nil and next(value) == nil)
+      end
+      local f <const> = cross((function(e, n) return function() return e, n end end)({}, nest))
+      assert.is_nil(next((f())))
+    end
+  end)
+
   it("cross bit for bit, alone and in a table", function()
     for _, v in ipairs(plain) do
       same(v, cross(v))

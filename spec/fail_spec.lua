@@ -240,6 +240,7 @@ describe("PLUA_FAIL", function()
     for fail, again in pairs { ["w.begin:4:kill"] = 1, ["w.begin:4:kill,w.begin:50:segv"] = 2,
       ["w.begin:300:kill"] = 0, ["w.ready:2:exit0"] = 0 } do
       local r <const> = helper.run(helper.plua .. " " .. script, { env = { PLUA_FAIL = fail } })
+      all_gone(fail)
       assert.same({ again .. "\n", "", 0 }, { r.out, r.err, r.status }, fail)
     end
   end)
