@@ -1,6 +1,6 @@
 -- A small part under valgrind, which sees bytes that were never written and blocks that nobody
 -- frees. It cannot watch processes by descriptors, so there are no workers here: the codec, the
--- scheduler, the payload store, the ring's two ends and calls that run in their caller.
+-- scheduler, the payload store, the ring and calls that run in their caller.
 -- SPDX-License-Identifier: MIT
 
 local helper <const> = require "spec.helper"
@@ -54,7 +54,7 @@ if helper.san == "" then
       return result.out
     end
 
-    for _, program in ipairs { "sched_random 3", "store_random 3", "ring_threads 2000" } do
+    for _, program in ipairs { "sched_random 3", "store_random 3", "ring_edges", "sched_edges" } do
       it(program .. " is clean", function()
         assert.truthy(clean(helper.build .. "/host/" .. program):find "ok")
       end)
