@@ -13,7 +13,7 @@
 #ifdef PLUA_SMALL
 enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
 #else
-enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
+enum { RING_DEFAULT = 1 << 19, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 #endif
 /* How long an item that was interrupted may still run before its worker is killed. */
 #ifdef PLUA_FAILPOINTS
@@ -25,6 +25,8 @@ enum { RING_DEFAULT = 1 << 18, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
+/* Of a function that is rarely called: kept out of its callers, which stay short. */
+#define COLD __attribute__((noinline, cold))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /* A state that the code proves impossible: says where and aborts, in release builds too. */

@@ -33,17 +33,19 @@ enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w) {
    knows the number of. */
 static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame *f,
                         struct link_event *e) {
-  uint32_t seq;
+  uint32_t begun[2];
   unsigned w;
-  if (f->tag >= l->team.view.slots || f->len != sizeof seq) return false;
-  memcpy(&seq, f->body, sizeof seq);
-  struct posted *o = &l->posted[f->tag];
+  if (f->len != sizeof begun) return false;
+  memcpy(begun, f->body, sizeof begun);
+  uint32_t slot = begun[0], seq = begun[1];
+  if (slot >= l->team.view.slots) return false;
+  struct posted *o = &l->posted[slot];
   if (o->state != OUT_READY || o->seq != seq) return false;
-  enum slot_says says = slot_says(l, f->tag, &w);
+  enum slot_says says = slot_says(l, slot, &w);
   if (says == SAYS_READY || (says == SAYS_TAKEN && w != (unsigned)(p - l->peer))) return false;
   o->state = OUT_BEGUN;
   p->seq = seq;
-  e->slot = p->slot = (int)f->tag;
+  e->slot = p->slot = (int)slot;
   e->what = LINK_BEGIN;
   return true;
 }
@@ -157,7 +159,7 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e, str
   l->lent_spill = false;
   if (!understand(l, p, e)) return fault(l, p, e);
   l->lent = p;
-  l->lent_bytes = ring_bytes(&l->frame);
+  l->lent_bytes = ring_span(l->frame.len);
   if (l->frame.kind != FRAME_VALUE || !to.max || e->tag >= l->posted[p->slot].n) return 1;
   take_run(l, p, e, to);
   return 1;

@@ -62,7 +62,8 @@ PLUA_API const char *plua_strerror(int code);
 /* ---- bytes on their way out: written once, straight into shared memory -------------------- */
 
 /* A writer's room is [at, end). The bytes since 'begin' are this message so far; 'more' makes room
-   for 'need' more and may move the whole message (begin, at and end change). */
+   for 'need' more and may move the whole message (begin, at and end change). No address is aligned.
+ */
 typedef struct plua_out plua_out;
 struct plua_out {
   unsigned char *begin, *at, *end;
@@ -293,7 +294,7 @@ typedef struct plua_event {
   int failed;          /* RESULT: 'run' answered a positive number, this */
   int code;            /* LOST, SHORT: why */
   uint64_t job, index; /* RESULT, LOST: which item; job 0 otherwise */
-  const void *data;    /* borrowed until the next plua_next or plua_close */
+  const void *data;    /* borrowed until the next plua_next or plua_close; not aligned */
   size_t len;
   int worker;         /* its number, 0 if none took part */
   pid_t pid;          /* its process */

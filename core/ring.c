@@ -1,6 +1,6 @@
 /* ring.c: one-writer, one-reader ring of frames in shared memory.
    Invariant: head <= tail <= head + size; only the writer moves tail, only the reader head. A frame
-   is 8 bytes of header and a body, aligned to 8, never wrapped: a rest too short is skipped.
+   is 6 bytes of header and a body, aligned to 8, never wrapped: a rest too short is skipped.
    The writer's one release-store of tail makes a frame visible, so that a writer killed at any
    instruction leaves whole frames or none. The reader trusts nothing that it reads.
    Knows bytes. Does not know Lua, tasks or processes. SPDX-License-Identifier: MIT */
@@ -15,20 +15,9 @@
 #include "base.h"
 #include "fail.h"
 
-/* A header is len:28 kind:4 in its first word, the tag in its second. */
-#define LEN_BITS 28
-#define LEN_MASK ((UINT32_C(1) << LEN_BITS) - 1)
+#define LEN_MASK ((UINT32_C(1) << RING_LEN_BITS) - 1)
 #define SKIP LEN_MASK   /* no frame here: go on at the start of the ring */
 enum { RUN_SHARE = 4 }; /* a run takes this part of the ring at most */
-
-static uint64_t span(uint32_t len) {
-  return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7);
-}
-
-static void header_write(unsigned char *p, uint32_t word, uint32_t tag) {
-  memcpy(p, &word, 4);
-  memcpy(p + 4, &tag, 4);
-}
 
 void ring_clear(struct ring_shared *s) {
   atomic_store(&s->tail, 0);
@@ -51,11 +40,12 @@ static unsigned char *reserve(struct ring *r, uint64_t need, size_t *room) {
   uint64_t whole = rest < free ? rest : free;
   if (whole >= need) {
     r->at = r->tail;
+    r->open = whole;
     *room = whole - RING_HEAD;
     return r->data + at + RING_HEAD;
   }
   if (free < rest || free - rest < need) return NULL;
-  header_write(r->data + at, SKIP, 0);
+  ring_header(r->data + at, SKIP, 0);
   r->at = r->tail + rest;
   *room = free - rest - RING_HEAD;
   return r->data + RING_HEAD;
@@ -63,20 +53,13 @@ static unsigned char *reserve(struct ring *r, uint64_t need, size_t *room) {
 
 unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room) {
   if (n > LEN_MASK - 1) return NULL;
-  uint64_t need = span((uint32_t)n);
+  uint64_t need = ring_span((uint32_t)n);
   unsigned char *p = reserve(r, need, room);
   if (LIKELY(p != NULL)) return p;
   uint64_t head = atomic_load_explicit(&r->shared->head, memory_order_acquire);
   if (head == r->head) return NULL;
   r->head = head;
   return reserve(r, need, room);
-}
-
-void ring_publish(struct ring *r, unsigned kind, uint32_t tag, uint32_t len) {
-  header_write(r->data + (r->at & (r->size - 1)), len | (uint32_t)kind << LEN_BITS, tag);
-  FAIL_POINT(W_PUBLISH_MID);
-  r->tail = r->at + span(len);
-  atomic_store_explicit(&r->shared->tail, r->tail, memory_order_release);
 }
 
 void ring_wait_room(struct ring *r, int timeout_ms) {
@@ -99,16 +82,16 @@ int ring_peek(struct ring *r, struct ring_frame *f) {
     uint64_t at = r->head & (r->size - 1), rest = r->size - at;
     uint32_t word;
     memcpy(&word, r->data + at, 4);
-    memcpy(&f->tag, r->data + at + 4, 4);
+    memcpy(&f->tag, r->data + at + 4, 2);
     if ((word & LEN_MASK) == SKIP) {
       if (rest > r->tail - r->head) return PLUA_EPROTO;
       r->head += rest;
       continue;
     }
     f->len = word & LEN_MASK;
-    f->kind = word >> LEN_BITS;
+    f->kind = word >> RING_LEN_BITS;
     f->body = r->data + at + RING_HEAD;
-    uint64_t n = span(f->len);
+    uint64_t n = ring_span(f->len);
     return n > rest || n > r->tail - r->head ? PLUA_EPROTO : 1;
   }
 }
@@ -121,28 +104,25 @@ unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_
   if (end > r->tail - r->head) end = r->tail - r->head;
   if (end > limit) end = limit;
   const unsigned char *p = r->data + at;
-  uint64_t used = *bytes = span(f->len);
+  uint64_t used = *bytes = ring_span(f->len);
   unsigned n = 1;
   list[0] = (struct plua_reply){f->body, f->len};
   for (; n < max && used + RING_HEAD <= end; n++) {
-    uint32_t word, tag;
+    uint32_t word;
+    uint16_t tag;
     memcpy(&word, p + used, 4);
-    memcpy(&tag, p + used + 4, 4);
+    memcpy(&tag, p + used + 4, 2);
     uint32_t len = word & LEN_MASK;
-    if (word >> LEN_BITS != f->kind || tag != f->tag + n || span(len) > end - used) break;
+    if (word >> RING_LEN_BITS != f->kind || tag != f->tag + n || ring_span(len) > end - used) break;
     list[n] = (struct plua_reply){p + used + RING_HEAD, len};
-    used += span(len);
+    used += ring_span(len);
   }
   *bytes = used;
   return n;
 }
 
-uint64_t ring_bytes(const struct ring_frame *f) {
-  return span(f->len);
-}
-
 void ring_take(struct ring *r, const struct ring_frame *f) {
-  ring_skip(r, span(f->len));
+  ring_skip(r, ring_span(f->len));
 }
 
 void ring_skip(struct ring *r, uint64_t bytes) {

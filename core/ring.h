@@ -6,8 +6,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
-enum { RING_HEAD = 8, RING_KINDS = 16 };
+#include "base.h"
+#include "fail.h"
+
+/* A header is len:28 kind:4, then the tag: a number and its tag make 16 bytes with it. */
+enum { RING_HEAD = 6, RING_KINDS = 16, RING_LEN_BITS = 28 };
 
 /* The shared half. Positions count bytes since the ring was made and never wrap. */
 struct ring_shared {
@@ -29,6 +34,7 @@ struct ring {
   uint64_t head;  /* reader: next frame; writer: the last head it saw */
   uint64_t tail;  /* writer: where the next frame is published; reader: the last tail it saw */
   uint64_t at;    /* writer: where the frame being written begins (tail, or past a skipped rest) */
+  uint64_t open;  /* writer: so many bytes from tail on are free, as far as it knows */
   uint64_t given; /* reader: the head that the writer knows */
 };
 
@@ -36,7 +42,7 @@ struct plua_reply;
 
 struct ring_frame {
   unsigned kind; /* 0 .. RING_KINDS - 1, the writer's */
-  uint32_t tag;  /* the writer's */
+  uint16_t tag;  /* the writer's */
   uint32_t len;
   const unsigned char *body; /* in the ring, valid until ring_take */
 };
@@ -49,8 +55,31 @@ void ring_attach(struct ring *r, struct ring_shared *shared, unsigned char *data
 /* Writer: contiguous room for a body of at least n bytes, *room says how much there is; NULL when
    there is none now, or never (n > ring_max). Writes nothing that the reader can see. */
 unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room);
+/* The same where the writer knows of the room; else NULL. */
+static inline unsigned char *ring_reserve_known(struct ring *r, size_t n, size_t *room) {
+  if (UNLIKELY(r->open < n + RING_HEAD)) return NULL;
+  r->at = r->tail;
+  *room = r->open - RING_HEAD;
+  return r->data + (r->tail & (r->size - 1)) + RING_HEAD;
+}
+
+/* The bytes that a frame takes. */
+static inline uint64_t ring_span(uint32_t len) {
+  return (RING_HEAD + (uint64_t)len + 7) & ~UINT64_C(7);
+}
+static inline void ring_header(unsigned char *p, uint32_t word, uint16_t tag) {
+  memcpy(p, &word, 4);
+  memcpy(p + 4, &tag, 2);
+}
 /* Writer: publishes the frame whose body was written where ring_reserve said, by one store. */
-void ring_publish(struct ring *r, unsigned kind, uint32_t tag, uint32_t len);
+static inline void ring_publish(struct ring *r, unsigned kind, uint16_t tag, uint32_t len) {
+  ring_header(r->data + (r->at & (r->size - 1)), len | (uint32_t)kind << RING_LEN_BITS, tag);
+  FAIL_POINT(W_PUBLISH_MID);
+  uint64_t end = r->at + ring_span(len), took = end - r->tail;
+  r->open = r->open > took ? r->open - took : 0; /* none is left where the rest was skipped */
+  r->tail = end;
+  atomic_store_explicit(&r->shared->tail, end, memory_order_release);
+}
 /* Writer: sleeps until the reader gave room back or about 'timeout_ms' have passed. */
 void ring_wait_room(struct ring *r, int timeout_ms);
 /* Writer: whether the reader asked to be woken by now. */
@@ -74,8 +103,6 @@ unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_
 void ring_take(struct ring *r, const struct ring_frame *f);
 /* Reader: the same for so many bytes of frames. */
 void ring_skip(struct ring *r, uint64_t bytes);
-/* The bytes that a frame takes. */
-uint64_t ring_bytes(const struct ring_frame *f);
 /* Reader: gives back all room now and wakes a writer that waits for it. */
 void ring_give(struct ring *r);
 

@@ -49,7 +49,8 @@ struct work {
   plua_feed feed;
   plua_item item;
   uint64_t first, cursor;
-  uint32_t seq, k, count;
+  uint32_t seq;
+  uint16_t k, count; /* below BATCH_MAX */
   struct stopwatch watch;
 };
 
@@ -77,7 +78,7 @@ struct server {
 
 /* ---- the owner ----------------------------------------------------------------------------- */
 
-static void doorbell(struct server *s) {
+COLD static void doorbell(struct server *s) {
   if (!atomic_exchange(&s->team->view.board->asleep, 0)) return;
   uint64_t one = 1;
   ssize_t n;
@@ -87,7 +88,7 @@ static void doorbell(struct server *s) {
   if (n < 0 && errno != EAGAIN) s->deaf = true; /* our pidfd will ring */
 }
 
-static void wait_owner(struct server *s) {
+COLD static void wait_owner(struct server *s) {
   FAIL_POINT(W_WAIT);
   doorbell(s);
   ring_wait_room(&s->ring, WAIT_MS);
@@ -171,20 +172,17 @@ static int more(plua_out *out, size_t need) {
 static void reply_begin(struct server *s) {
   size_t room;
   unsigned char *p;
-  while (UNLIKELY(!(p = ring_reserve(&s->ring, ROOM_MIN, &room)))) wait_owner(s);
+  p = ring_reserve_known(&s->ring, ROOM_MIN, &room);
+  while (UNLIKELY(!p)) {
+    p = ring_reserve(&s->ring, ROOM_MIN, &room);
+    if (!p) wait_owner(s);
+  }
   s->spilled = false;
   s->out.begin = s->out.at = p;
   s->out.end = p + room;
 }
 
-static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
-  size_t len = (size_t)(s->out.at - s->out.begin);
-  FAIL_POINT(W_PUBLISH_BEFORE);
-  if (LIKELY(!s->spilled)) {
-    ring_publish(&s->ring, kind, tag, (uint32_t)len);
-    FAIL_POINT(W_PUBLISH_AFTER);
-    return;
-  }
+COLD static void publish_spilled(struct server *s, unsigned kind, uint16_t tag, size_t len) {
   struct spill *p = &s->spill;
   struct frame_spill f = {(uint64_t)(p->base - s->team->base) + p->at, len};
   reply_begin(s);
@@ -192,20 +190,29 @@ static void reply_publish(struct server *s, unsigned kind, uint32_t tag) {
   p->at += (len + 63) & ~(size_t)63;
   p->sent++;
   ring_publish(&s->ring, kind | FRAME_SPILLED, tag, sizeof f);
+}
+
+static void reply_publish(struct server *s, unsigned kind, uint16_t tag) {
+  size_t len = (size_t)(s->out.at - s->out.begin);
+  FAIL_POINT(W_PUBLISH_BEFORE);
+  if (LIKELY(!s->spilled))
+    ring_publish(&s->ring, kind, tag, (uint32_t)len);
+  else
+    publish_spilled(s, kind, tag, len);
   FAIL_POINT(W_PUBLISH_AFTER);
 }
 
 static char last_words[CAPTURE_TAIL]; /* of the item that has failed */
 
 /* A frame of our own: fixed body of at most ROOM_MIN bytes. */
-static void say(struct server *s, enum frame kind, uint32_t tag, const void *body, size_t len) {
+static void say(struct server *s, enum frame kind, uint16_t tag, const void *body, size_t len) {
   reply_begin(s);
   if (len) memcpy(s->out.at, body, len);
   s->out.at += len;
   reply_publish(s, kind, tag);
 }
 
-static void say_tail(struct server *s, int code, int64_t elapsed, uint32_t k, size_t printed) {
+COLD static void say_tail(struct server *s, int code, int64_t elapsed, uint16_t k, size_t printed) {
   struct frame_tail tail = {elapsed, code, (uint32_t)printed};
   bool room = code > 0 && plua_room(&s->out, printed + sizeof tail) == 0;
   if (room && plua_write(&s->out, last_words, printed) == 0 &&
@@ -245,7 +252,7 @@ static void keep_words(struct server *s, unsigned attempt) {
 }
 
 /* After an item: shows what it printed; of one that failed, how much of it is in last_words. */
-static size_t show_output(struct server *s, int failed) {
+COLD static size_t show_output(struct server *s, int failed) {
   if (__fpending(stdout)) fflush(stdout);
   if (__fpending(stderr)) fflush(stderr);
   size_t n = failed ? capture_tail(&s->capture, last_words, sizeof last_words) : 0;
@@ -254,7 +261,7 @@ static size_t show_output(struct server *s, int failed) {
 }
 
 /* What an item printed is part of what it did: it has failed if that is lost. */
-static int output_lost(int answer) {
+COLD static int output_lost(int answer) {
   lines_lost = 0;
   return answer ? answer : PLUA_EOUTPUT;
 }
@@ -271,7 +278,7 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
 
-static void clock_read(struct stopwatch *w) {
+COLD static void clock_read(struct stopwatch *w) {
   int64_t now = now_ns();
   if (!w->step) w->first = now;
   bool brief = w->step && now - w->since < (int64_t)w->step * CLOCK_FINE_NS;
@@ -299,7 +306,7 @@ static void rss_begin(struct server *s) {
   s->rss_limit = now > most - most / 10 ? now + most / 10 : most;
 }
 
-static void rss_check(struct server *s) {
+COLD static void rss_check(struct server *s) {
   int64_t now = now_ns();
   if (now - s->rss_ns < RSS_EVERY_NS) return;
   s->rss_ns = now;
@@ -325,11 +332,11 @@ static bool item_next(struct server *s) {
   if (w->watch.left-- == 0) clock_read(&w->watch);
   w->count++;
   FAIL_POINT(W_BEGIN);
-  w->k = (uint32_t)k;
+  w->k = (uint16_t)k;
   w->item.index = w->first + w->k;
   if (w->cursor) w->cursor = payload_at(s->team, w->cursor, &w->item.data, &w->item.len);
   reply_begin(s);
-  s->running = word_make(w->seq, w->k + 1, 0);
+  s->running = word_make(w->seq, w->k + 1u, 0);
   return true;
 }
 
@@ -373,7 +380,8 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
   FAIL_POINT(W_TAKE);
-  say(s, FRAME_BEGIN, i, &seq, sizeof seq);
+  const uint32_t begun[2] = {i, seq};
+  say(s, FRAME_BEGIN, 0, begun, sizeof begun);
   if (UNLIKELY(s->keeps || slot->attempt > 1)) keep_words(s, slot->attempt);
 }
 

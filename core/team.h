@@ -48,7 +48,7 @@ struct team {
 /* Frames on a ring. The tag of VALUE, ERROR and CODE is the item's offset in its batch; a body of
    a spilled frame is {offset in the mapping, length}. */
 enum frame {
-  FRAME_BEGIN, /* tag: slot, body: uint32_t seq */
+  FRAME_BEGIN, /* body: uint32_t slot, seq */
   FRAME_VALUE,
   FRAME_ERROR, /* the message, what the item printed, then struct frame_tail */
   FRAME_CODE,  /* struct frame_tail */

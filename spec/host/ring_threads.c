@@ -40,7 +40,7 @@ static size_t length(const struct pipe *p, uint64_t *s, size_t max) {
 static unsigned kind_of(uint64_t i) {
   return (unsigned)(i / 9 % RING_KINDS);
 }
-static uint32_t tag_of(uint64_t i) {
+static uint16_t tag_of(uint64_t i) {
   return (uint32_t)(i / 9 % 3 ? i : i * 7);
 }
 
@@ -81,10 +81,10 @@ static unsigned take_run(const struct pipe *p, struct ring *r, const struct ring
   CHECK(n >= 1 && n <= max && (tag_of(i + 1) == tag_of(i) + 1 || n == 1));
   for (unsigned k = 0; k < n; k++) {
     size_t len = length(p, s, ring_max(r));
-    struct ring_frame one = {f->kind, f->tag + k, (uint32_t)list[k].len, list[k].data};
+    struct ring_frame one = {f->kind, (uint16_t)(f->tag + k), (uint32_t)list[k].len, list[k].data};
     check_frame(p, &one, i + k, len);
     if (next_random(s) % 5 == 0) next_random(s);
-    taken += ring_bytes(&one);
+    taken += ring_span(one.len);
   }
   CHECK(bytes == taken);
   ring_skip(r, bytes);
