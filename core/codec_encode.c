@@ -69,7 +69,7 @@ static int slow_pass(struct codec_writer *w, int first) {
   return err;
 }
 
-static int write_nested(lua_State *L, int n, plua_out *out) {
+COLD static int write_nested(lua_State *L, int n, plua_out *out) {
   int top = lua_gettop(L), first = top - n + 1;
   struct codec_writer w;
   memset(&w, 0, sizeof w);
@@ -113,15 +113,14 @@ static int put_plain(lua_State *L, plua_out *out) {
   return 1;
 }
 
+COLD static int plain_refused(lua_State *L, int err) {
+  luaL_checkstack(L, 1, NULL);
+  lua_pushstring(L, plua_strerror(err));
+  return err;
+}
+
 int codec_write(struct lua_State *L, int n, struct plua_out *out) {
-  if (LIKELY(n == 1)) {
-    int err = put_plain(L, out);
-    if (LIKELY(err == 0)) return 0;
-    if (err < 0) {
-      luaL_checkstack(L, 1, NULL);
-      lua_pushstring(L, plua_strerror(err));
-      return err;
-    }
-  }
-  return write_nested(L, n, out);
+  int err = LIKELY(n == 1) ? put_plain(L, out) : 1;
+  if (LIKELY(err == 0)) return 0;
+  return err < 0 ? plain_refused(L, err) : write_nested(L, n, out);
 }

@@ -161,7 +161,7 @@ static int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t 
 }
 
 /* The reply of an item that was told to end, whatever it did then. */
-static int runner_timeout(struct runner *r, plua_out *out, size_t start, uint64_t index) {
+COLD static int runner_timeout(struct runner *r, plua_out *out, size_t start, uint64_t index) {
   lua_State *L = r->L;
   int top = lua_gettop(L);
   luaL_checkstack(L, 12, NULL);
@@ -198,12 +198,12 @@ static int runner_memory(struct runner *r, plua_out *out, size_t start, uint64_t
   return err < 0 ? err : FAILED_MEMORY;
 }
 
-int runner_failed(struct runner *r, int status, plua_out *out, size_t start, uint64_t index) {
+COLD int runner_failed(struct runner *r, int status, plua_out *out, size_t start, uint64_t index) {
   return memory_failed(r->L, status) ? runner_memory(r, out, start, index)
                                      : runner_error(r, out, start, index);
 }
 
-int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {
+COLD int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {
   lua_State *L = r->L;
   lua_pushstring(L, message);
   for (int i = 0; i < 4; i++) lua_pushnil(L);
@@ -214,16 +214,20 @@ int runner_refuse(struct runner *r, plua_out *out, int failed, const char *messa
 
 /* ---- items ---------------------------------------------------------------------------------- */
 
-/* Writes the n values on top as the reply. Those that cannot cross cost the item. */
-static int reply_values(struct runner *r, int n, plua_out *out, size_t start) {
+/* Values that cannot cross cost the item. */
+COLD static int reply_refused(struct runner *r, int err, plua_out *out, size_t start) {
   lua_State *L = r->L;
-  int err = codec_write(L, n, out);
-  if (err >= 0) return 0;
   out->at = out->begin + start;
   if (err != PLUA_ECODEC && err != PLUA_EDEPTH) return err;
   const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : plua_strerror(err);
   lua_pushfstring(L, "result%s%s", *why == '.' || *why == '[' ? "" : ": ", why);
   return runner_refuse(r, out, FAILED_ENCODE, lua_tostring(L, -1));
+}
+
+/* Writes the n values on top as the reply. */
+static int reply_values(struct runner *r, int n, plua_out *out, size_t start) {
+  int err = codec_write(r->L, n, out);
+  return LIKELY(err >= 0) ? 0 : reply_refused(r, err, out, start);
 }
 
 static int runner_reply(struct runner *r, plua_out *out, size_t start) {
@@ -233,7 +237,7 @@ static int runner_reply(struct runner *r, plua_out *out, size_t start) {
     return 0;
   case CALL_FILTER:
     lua_pushboolean(L, lua_toboolean(L, -1));
-    return reply_values(r, 1, out, start);
+    break;
   case CALL_APPLY:
     return reply_values(r, lua_gettop(L) - SLOTS, out, start);
   case CALL_MAP:
@@ -252,6 +256,12 @@ int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t
                           : runner_failed(r, status, out, start, index);
 }
 
+static void note_item(struct runtime *rt, const plua_item *item, uint64_t index) {
+  rt->running = true;
+  rt->item = index;
+  rt->attempt = item->attempt;
+}
+
 void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct mark *m) {
   struct runtime *rt = r->rt;
   if (!r->process) {
@@ -265,9 +275,7 @@ void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct
       m->random[0] = random_draw(r->L, rt);
   }
   if (!r->process) rt->depth++;
-  rt->running = true;
-  rt->item = index;
-  rt->attempt = item->attempt;
+  note_item(rt, item, index);
 }
 
 void item_ends(struct runner *r, const struct mark *m) {
@@ -328,7 +336,25 @@ void runner_many(struct runner *r, plua_feed *feed,
   } while (feed->done(feed, answer));
 }
 
-int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out) {
+/* Inside runner_many's pcall, which errors are left to: in a worker's process, whose memory has no
+   limit. */
+static int call_bare(struct runner *r, const plua_item *item, uint64_t index, int nargs,
+                     plua_out *out) {
+  lua_State *L = r->L;
+  note_item(r->rt, item, index);
+  random_item(L, r->rt, r->call.seed, index);
+  stop_arm(r);
+  lua_call(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1);
+  bool late = stop_disarm(r);
+  r->rt->running = false;
+  output_item_end();
+  int answer = runner_answer(r, LUA_OK, late, out, r->start, 0);
+  lua_settop(L, SLOTS);
+  return answer;
+}
+
+static int call_guarded(struct runner *r, const plua_item *item, uint64_t index, int nargs,
+                        plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
   struct mark m;
@@ -336,12 +362,8 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
   random_item(L, r->rt, r->call.seed, index);
   stop_arm(r);
   memory_arm(r);
-  int nresults = r->call.mode == CALL_APPLY ? LUA_MULTRET : 1, status = LUA_OK;
-  r->start = start;
-  if (r->bare)
-    lua_call(L, nargs, nresults);
-  else
-    status = lua_pcall(L, nargs, nresults, SLOT_HANDLER);
+  int nresults = r->call.mode == CALL_APPLY ? LUA_MULTRET : 1;
+  int status = lua_pcall(L, nargs, nresults, SLOT_HANDLER);
   memory_disarm(r);
   bool late = stop_disarm(r);
   item_ends(r, &m);
@@ -349,4 +371,9 @@ int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nar
   lua_settop(L, SLOTS);
   memory_settle(r);
   return answer;
+}
+
+int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out) {
+  return LIKELY(r->bare) ? call_bare(r, item, index, nargs, out)
+                         : call_guarded(r, item, index, nargs, out);
 }

@@ -119,7 +119,7 @@ static void fold_open(struct fold *f, const plua_item *item) {
   f->len = item->len - sizeof head;
 }
 
-static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
+COLD static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
   struct fold f = {.r = r};
@@ -165,7 +165,7 @@ static int limited_run(lua_State *L) {
 
 /* Where memory is limited it may run out in our own code too: reading the item, writing the reply.
  */
-static int run_limited(struct runner *r, const plua_item *item, plua_out *out, run_item *run) {
+COLD static int run_limited(struct runner *r, const plua_item *item, plua_out *out, run_item *run) {
   lua_State *L = r->L;
   struct limited p = {.r = r, .item = item, .out = out, .run = run};
   size_t start = (size_t)(out->at - out->begin);
@@ -206,15 +206,16 @@ static int run_one(struct runner *r, const plua_item *item, plua_out *out) {
   lua_pushvalue(L, SLOT_F);
   if (UNLIKELY(!push_one(r, item)))
     return runner_refuse(r, out, FAILED_ENCODE, unread(L, "item cannot be read"));
-  if (r->call.mode == CALL_STAR) {
-    int nargs = push_arguments(L, SLOTS + 2);
+  int nargs = 1;
+  if (UNLIKELY(r->call.mode == CALL_STAR)) {
+    nargs = push_arguments(L, SLOTS + 2);
     if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, "item is no list of arguments");
     lua_remove(L, SLOTS + 2);
-    return runner_call(r, item, item->index, nargs, out);
+  } else if (LIKELY(!r->call.plain)) {
+    lua_pushinteger(L, (lua_Integer)item->index + 1);
+    nargs = 2;
   }
-  if (r->call.plain) return runner_call(r, item, item->index, 1, out);
-  lua_pushinteger(L, (lua_Integer)item->index + 1);
-  return runner_call(r, item, item->index, 2, out);
+  return runner_call(r, item, item->index, nargs, out);
 }
 
 /* The item that stands at this place in the order of the call. */

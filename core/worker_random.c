@@ -78,7 +78,7 @@ void random_item(lua_State *L, struct runtime *rt, uint64_t seed, uint64_t index
     rt->seed = seed;
     rt->mixed = mix(seed + golden);
   }
-  uint64_t x = mix(rt->mixed ^ ((index + 1) * 0xd1342543de82ef95u));
+  uint64_t x = rt->mixed + 4 * index * golden;
   if (LIKELY(rt->random != NULL)) {
     uint64_t *state = rt->random;
     state[0] = mix(x + golden);
