@@ -158,8 +158,9 @@ int job_make(struct lua_State *L);
 /* Encodes what a pool's workers need to know of the job into h->scratch, or raises the refusal.
    stack: handle, spec, ... */
 void job_encode_call(struct lua_State *L, struct handle *h, const struct job *job);
-/* Pushes the table that results go to. At the first outcome it is made anew, of the right size if
-   that is known and sane: a team was forked by then, which does not have to copy it. */
+/* Pushes the table that results go to. Once the first outcomes are there it is made anew, of the
+   right size if that is known and sane: a team was forked by then, which does not have to copy it.
+ */
 void job_results_open(struct lua_State *L, struct job *job, int at);
 /* The job is over, at once: nothing of it comes any more. 'at': the job's index. */
 void job_end(struct lua_State *L, struct job *job, int at);

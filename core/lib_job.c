@@ -12,6 +12,8 @@
 
 static const char completed_key;
 
+enum { RESULTS_FEW = 4096 };
+
 struct job *job_check(lua_State *L, int at) {
   return luaL_checkudata(L, at, "plua.job");
 }
@@ -131,14 +133,23 @@ static void job_submit(lua_State *L, struct handle *h, struct job *job) {
   job->h = h;
 }
 
+/* Room for all outcomes takes long to make where they are many, and workers would wait meanwhile:
+   it is made when the first outcomes have told how much work to give out. */
 void job_results_open(lua_State *L, struct job *job, int at) {
   uint64_t size = job->keep == KEEP_LIST && job->mode != CALL_EACH ? job->total : 0;
-  if (!job->sized && size) {
-    lua_createtable(L, size < (1 << 26) ? (int)size : 0, 1);
-    lua_setiuservalue(L, at, J_RESULTS);
-  }
-  job->sized = true;
   lua_getiuservalue(L, at, J_RESULTS);
+  if (job->sized || (size > RESULTS_FEW && job->done < RESULTS_FEW)) return;
+  job->sized = true;
+  if (!size) return;
+  lua_createtable(L, size < (1 << 26) ? (int)size : 0, 1); /* stack: ..., few, all */
+  for (lua_pushnil(L); lua_next(L, -3);) {
+    lua_pushvalue(L, -2);
+    lua_insert(L, -2);
+    lua_rawset(L, -4);
+  }
+  lua_remove(L, -2);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, at, J_RESULTS);
 }
 
 /* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,

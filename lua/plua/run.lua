@@ -147,8 +147,10 @@ end
 ---@param on_error any
 function M.answer(job, on_error)
   if type(on_error) ~= "function" then return end
-  local results <const> = job:results()
-  for _, index in ipairs(job:failed()) do results[index] = ask(on_error, results[index]) end
+  for _, index in ipairs(job:failed()) do
+    local value <const> = ask(on_error, job:results()[index])
+    job:results()[index] = value -- maybe another table: on_error may have taken outcomes in
+  end
 end
 
 --- Takes outcomes in until the job is over. Raises its error.
