@@ -13,7 +13,7 @@
 #ifdef PLUA_SMALL
 enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
 #else
-enum { RING_DEFAULT = 1 << 19, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
+enum { RING_DEFAULT = 1 << 20, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 #endif
 /* How long an item that was interrupted may still run before its worker is killed. */
 #ifdef PLUA_FAILPOINTS
