@@ -115,15 +115,29 @@ static int take_long(struct codec_reader *r, lua_Integer shared) {
   return err;
 }
 
+/* Whether a string can begin with this tag. */
+static int begins_string(unsigned tag) {
+  switch (tag) {
+  case W_STR8:
+  case W_STR32:
+  case W_STR64:
+  case W_SDEF:
+  case W_SREF:
+  case W_LONG:
+  case W_LONG | W_SHARED:
+  case W_REF32: /* to a W_LONG */
+  case W_REF64:
+    return 1;
+  }
+  return tag >= W_SHORT && tag < W_SMALL;
+}
+
 int codec_take_string(struct codec_reader *r) {
-  if (codec_left(r, 1)) {
-    unsigned tag = *r->p; /* a second fetch could differ, so the type is looked at again */
-    if ((tag >= W_SHORT && tag < W_SMALL) || tag == W_STR8 || tag == W_STR32 || tag == W_STR64 ||
-        tag == W_SDEF || tag == W_SREF || tag == W_LONG || tag == (W_LONG | W_SHARED)) {
-      int err = codec_take(r);
-      if (err < 0) return err;
-      if (err == 0 && lua_type(r->L, -1) == LUA_TSTRING) return 0;
-    }
+  /* A second fetch of the tag could differ, so the type is looked at again. */
+  if (codec_left(r, 1) && begins_string(*r->p)) {
+    int err = codec_take(r);
+    if (err < 0) return err;
+    if (err == 0 && lua_type(r->L, -1) == LUA_TSTRING) return 0;
   }
   return codec_malformed(r, "no string where one belongs");
 }

@@ -1,11 +1,12 @@
 -- Flips comparisons in the scheduler, the ring and the codec, one at a time, and asks whether a
--- spec turns red: lua mutate.lua BUILD [COUNT|all [SEED [FILES]]], FILES a pattern such as sched
+-- spec turns red: lua mutate.lua BUILD [COUNT|all [SEED [PLACES]]], PLACES a pattern such as sched
+-- or codec_name.c:96.
 -- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate. A mutant that all
 -- specs pass is a failure, unless spec/mutants.lua says why nothing can tell it from the original.
 -- SPDX-License-Identifier: MIT
 
 local build <const>, count <const>, seed <const> = arg[1] or "build", arg[2] or "24", arg[3] or "1"
-local files <const> = arg[4] or ""
+local places <const> = arg[4] or ""
 local dir <const> = build .. "/mutate"
 local known <const> = dofile("spec/mutants.lua")
 
@@ -169,9 +170,10 @@ local all <const>, source <const> = {}, {}
 for file in output("ls core/sched.c core/ring.c core/codec*.c"):gmatch("%S+") do
   local found, text <const> = sites(file)
   source[file] = text
-  for _, site in ipairs(found) do excuse(site) end
-  if not file:find(files) then found = {} end
-  table.move(found, 1, #found, #all + 1, all)
+  for _, site in ipairs(found) do
+    excuse(site)
+    if (file .. ":" .. site.line):find(places) then all[#all + 1] = site end
+  end
 end
 
 for _, each in ipairs(known) do

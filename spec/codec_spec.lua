@@ -218,6 +218,23 @@ describe("codec: tables", function()
     assert.equal(list[1], list[1].self)
   end)
 
+  it("carry a metatable registered under a name of any length", function()
+    for _, length in ipairs { 1, 40, 41, 63, 64, 255, 256, 70000 } do
+      local Named <const>, Saved <const> = {}, { __plua_save = function(o) return o.x end }
+      Saved.__plua_load = function(x) return setmetatable({ x = x }, Saved) end
+      codec.register(("n"):rep(length), Named)
+      codec.register(("s"):rep(length), Saved)
+      for _, meta in ipairs { Named, Saved } do
+        local list <const> = {}
+        for i = 1, 3 do list[i] = setmetatable({ x = i }, meta) end
+        for i, object in ipairs(cross(list)) do
+          assert.equal(meta, getmetatable(object))
+          assert.equal(i, object.x)
+        end
+      end
+    end
+  end)
+
   it("name a metatable that the other side does not know", function()
     codec.register("spec.known", {})
     local message = codec.encode(setmetatable({}, (function()
@@ -532,6 +549,14 @@ describe("codec: names", function()
     local _, why <const>, code <const> = codec.decode(message)
     assert.matches("^module 'spec.made' cannot be loaded here: module 'spec.made' not found:", why)
     assert.equal(codec.ECODEC, code)
+  end)
+
+  it("are found whatever else there is for a key among the modules", function()
+    local m <const> = { f = function() end }
+    package.loaded[1], package.loaded[true], package.loaded["spec.beside"] = m, m, m
+    local got <const> = cross(m)
+    package.loaded[1], package.loaded[true], package.loaded["spec.beside"] = nil, nil, nil
+    assert.equal(m, got)
   end)
 
   it("do not stand for modules of plain data, which go as tables", function()
