@@ -4,19 +4,9 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
+local numbers <const>, answers <const> = helper.numbers, helper.answers
 
 local N <const>, BAD <const> = 40, 17
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
-  return list
-end
-
-local function answers(pool)
-  local r <const> = pool:map(function(x) return x + 1 end, numbers(100))
-  for i = 1, 100 do assert.equal(i + 1, r[i]) end
-end
 
 describe("an item that does damage and goes on", function()
   helper.guard()

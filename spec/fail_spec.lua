@@ -5,6 +5,7 @@ local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
 local system <const> = require "system"
+local counter <const> = helper.counter
 
 local LIMIT <const> = 20 -- seconds that a workload may take; most take some milliseconds
 
@@ -24,13 +25,6 @@ local function double(i)
   return i == 30 and BIG or 2 * i
 end
 
-local function numbers(n)
-  local i = 0
-  return function()
-    i = i + 1
-    return i <= n and i or nil
-  end
-end
 
 local function must(fine, otherwise)
   if not fine then error(tostring(otherwise), 0) end
@@ -64,7 +58,7 @@ local function whole_pool(opts)
   all_right(pool:map(double, plua.range(1, 200), { chunksize = 20 }), 200)
   local futures <const> = {}
   for i = 1, 10 do futures[i] = pool:apply_async(double, i) end
-  in_turn(50, pool:imap(double, numbers(50)))
+  in_turn(50, pool:imap(double, counter(50)))
   for i = 1, 10 do right(i, futures[i]:get()) end
 end
 
@@ -72,7 +66,7 @@ end
 local WORKLOADS <const> = {
   usual = {
     function() all_right(plua.map(double, plua.range(1, 200), OPTIONS), 200) end,
-    function() in_turn(50, plua.imap(double, numbers(50), OPTIONS)) end, -- has a spare
+    function() in_turn(50, plua.imap(double, counter(50), OPTIONS)) end, -- has a spare
     function() whole_pool(OPTIONS) end,
   },
   -- Items that must be stopped: one in Lua, one that only a kill ends, one that is cancelled.

@@ -203,6 +203,30 @@ function helper.wait(fn, seconds)
   until kit.now() > limit
 end
 
+-- ---- data, and whether a pool lives ------------------------------------------------------------
+
+--- The list 1 .. n.
+function helper.numbers(n)
+  local list <const> = {}
+  for i = 1, n do list[i] = i end
+  return list
+end
+
+--- An iterator over 1 .. n.
+function helper.counter(n)
+  local i = 0
+  return function()
+    i = i + 1
+    if i <= n then return i end
+  end
+end
+
+--- Fails unless the pool answers a call.
+function helper.answers(pool)
+  local list <const> = pool:map(function(x) return x + 1 end, helper.numbers(100))
+  for i = 1, 100 do assert(list[i] == i + 1, "a wrong answer") end
+end
+
 -- ---- control groups ----------------------------------------------------------------------------
 
 local function can_make(dir)

@@ -4,12 +4,7 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
-  return list
-end
+local numbers <const> = helper.numbers
 
 local function id(x) return x end
 

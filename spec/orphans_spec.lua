@@ -4,17 +4,7 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
-  return list
-end
-
-local function answers(pool)
-  local r <const> = pool:map(function(x) return x + 1 end, numbers(100))
-  for i = 1, 100 do assert.equal(i + 1, r[i]) end
-end
+local numbers <const>, answers <const> = helper.numbers, helper.answers
 
 describe("a parent that is killed by SIGKILL", function()
   helper.guard()

@@ -5,15 +5,11 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
+local answers <const> = helper.answers
 
 local N <const> = 40
 
 local function double(x) return 2 * x end
-
-local function answers(pool)
-  local list <const> = pool:map(double, plua.range(1, N))
-  for i = 1, N do assert.equal(2 * i, list[i]) end
-end
 
 -- Maps with one bad item on a pool of two; the others are right and the pool goes on.
 local function only_one_lost(deed, kind)

@@ -3,62 +3,12 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
-  return list
-end
+local peers <const> = require "spec.peers"
+local numbers <const>, check_squares <const> = helper.numbers, peers.check_squares
+local failure <const>, refuses <const> = peers.failure, peers.refuses
+local gate <const>, pids_of <const> = peers.gate, peers.pids_of
 
 local function square(x) return x * x end
-
-local function check_squares(list, n)
-  assert.equal(n, list.n)
-  for i = 1, n do assert.equal(i * i, list[i]) end
-end
-
---- The error object that fn raises.
-local function failure(fn, ...)
-  local fine <const>, err <const> = pcall(fn, ...)
-  assert.is_false(fine, "no error was raised")
-  assert(plua.iserror(err), tostring(err))
-  return err
-end
-
---- The text that fn raises.
-local function refusal(fn, ...)
-  local fine <const>, err <const> = pcall(fn, ...)
-  assert.is_false(fine, "no error was raised")
-  return tostring(err)
-end
-
---- fn raises something that holds the text.
-local function refuses(text, fn, ...)
-  local said <const> = refusal(fn, ...)
-  assert(said:find(text, 1, true), said)
-end
-
---- A function that waits until the file exists: items that end when the spec says so.
-local function gate()
-  local path <const> = helper.tmp() .. "/gate"
-  local function wait(value)
-    repeat
-      local file <const> = io.open(path)
-      if file then file:close() else kit.csleep(0.001) end
-    until file
-    return value
-  end
-  return wait, function() helper.write(path, "open") end
-end
-
-local function pids_of(pool, n)
-  local set = {}
-  for _, pid in ipairs(pool:map(function()
-    kit.csleep(0.002)
-    return kit.pid()
-  end, numbers(n), { chunksize = 1 })) do set[pid] = true end
-  return set
-end
 
 describe("concurrent.futures: a future of plua", function()
   helper.guard()

@@ -9,20 +9,7 @@ local _ENV <const> = _G -- luacheck: ignore 211
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local crash <const> = require "crashkit"
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
-  return list
-end
-
-local function counter(n)
-  local i = 0
-  return function()
-    i = i + 1
-    if i <= n then return i end
-  end
-end
+local numbers <const>, counter <const> = helper.numbers, helper.counter
 
 local function add(a, b) return a + b end
 

@@ -4,6 +4,7 @@
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
+local numbers <const>, answers <const> = helper.numbers, helper.answers
 
 local N <const>, BAD <const> = 40, 17
 
@@ -31,12 +32,6 @@ local function sorted_names(set)
   local list <const> = {}
   for name in pairs(set) do list[#list + 1] = name end
   table.sort(list)
-  return list
-end
-
-local function numbers(n)
-  local list <const> = {}
-  for i = 1, n do list[i] = i end
   return list
 end
 
@@ -135,11 +130,6 @@ local function count_runs(path)
     runs[item] = runs[item] + 1
   end
   return runs
-end
-
-local function answers(pool)
-  local r <const> = pool:map(function(x) return x + 1 end, numbers(100))
-  for i = 1, 100 do assert.equal(i + 1, r[i]) end
 end
 
 describe("an item that takes its worker along", function()
