@@ -99,10 +99,10 @@ local function plain(t, n)
   return list
 end
 
-local function of_table(t)
+local function of_table(t, level)
   local n <const> = count(t)
   if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then -- source left by a tail call
-    error("data is a table without items 1, 2, ...: pass a list, or set its field n", 3)
+    error("data is a table without items 1, 2, ...: pass a list, or set its field n", level)
   end
   return { list = plain(t, n), n = n }
 end
@@ -113,20 +113,22 @@ end
 ---@field iterator? function  called until nil
 ---@field n? integer
 
---- What the data of a call is. Raises at the caller of the public function.
+--- What the data of a call is.
 ---@param data any
+---@param level? integer  where an error points to, as error counts; default: the caller's caller
 ---@return plua.Source
-function M.source(data)
+function M.source(data, level)
+  level = level or 3
   local kind <const> = type(data)
   if kind == "table" then
     if getmetatable(data) == Range then return { range = data, n = data.n } end
-    return of_table(data)
+    return of_table(data, level)
   end
   if kind ~= "function" then
-    error(("data must be a list or an iterator function, not %s"):format(kind), 3)
+    error(("data must be a list or an iterator function, not %s"):format(kind), level)
   end
-  if data == ipairs_next then error(explain("ipairs"), 3) end
-  if data == next then error(explain("pairs"), 3) end
+  if data == ipairs_next then error(explain("ipairs"), level) end
+  if data == next then error(explain("pairs"), level) end
   return { iterator = data }
 end
 

@@ -1,10 +1,9 @@
 --- One-shot calls: workers are forked for one call, after everything is loaded.
 -- Keeps true: the function, its upvalues and the data are inherited, so only results are sent; no
--- worker outlives its call. Knows plua.core, run, options, data and errors; does not know pools.
+-- worker outlives its call. Knows plua.core, run, options and errors; does not know pools.
 -- SPDX-License-Identifier: MIT
 
 local core <const> = require("plua.core")
-local data <const> = require("plua.data")
 local errors <const> = require("plua.errors")
 local options <const> = require("plua.options")
 local run <const> = require("plua.run")
@@ -82,12 +81,6 @@ local function begin(call)
   return session
 end
 
-local function check_function(f, name)
-  if type(f) ~= "function" then
-    error(("%s must be a function, not %s"):format(name, type(f)), 3)
-  end
-end
-
 -- ---- calls ------------------------------------------------------------------------------------
 
 --- Applies `f` to each item of `data` in parallel, keeping order.
@@ -99,10 +92,7 @@ end
 ---@param opts? plua.Options
 ---@return table results  results.n items; holes stay holes
 function M.map(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return (run.list(begin, { mode = core.MAP, f = f, source = source, opts = given }))
+  return (run.list(begin, run.call(core.MAP, f, data_, opts)))
 end
 
 --- Applies `f` to the values of each item: f(table.unpack(item)).
@@ -113,10 +103,7 @@ end
 ---@param opts? plua.Options
 ---@return table results  results.n items; holes stay holes
 function M.starmap(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return (run.list(begin, { mode = core.STAR, f = f, source = source, opts = given }))
+  return (run.list(begin, run.call(core.STAR, f, data_, opts)))
 end
 
 --- Results one by one, in input order, while the others are being computed.
@@ -129,11 +116,7 @@ end
 ---@param opts? plua.Options
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return run.stream(begin,
-    { mode = core.MAP, keep = core.ORDER, f = f, source = source, opts = given })
+  return run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.ORDER))
 end
 
 --- As plua.imap, in the order in which items are done.
@@ -142,11 +125,7 @@ end
 ---@param opts? plua.Options
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap_unordered(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return run.stream(begin,
-    { mode = core.MAP, keep = core.QUEUE, f = f, source = source, opts = given })
+  return run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.QUEUE))
 end
 
 --- Calls `f` for each item and sends no results.
@@ -157,10 +136,7 @@ end
 ---@return integer n  the number of items
 ---@return table? errors  under on_error = "collect": the errors, by index
 function M.each(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return run.each(begin, { mode = core.EACH, f = f, source = source, opts = given })
+  return run.each(begin, run.call(core.EACH, f, data_, opts))
 end
 
 --- The items for which `f` is true, in input order.
@@ -171,10 +147,7 @@ end
 ---@param opts? plua.Options
 ---@return table items
 function M.filter(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return (run.filter(begin, { mode = core.FILTER, f = f, source = source, opts = given }))
+  return (run.filter(begin, run.call(core.FILTER, f, data_, opts)))
 end
 
 --- The first true result in input order; items after it are withdrawn.
@@ -185,10 +158,7 @@ end
 ---@return integer? index  nil where there is none
 ---@return any result
 function M.find(f, data_, opts)
-  check_function(f, "f")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return run.find(begin, { mode = core.MAP, f = f, source = source, opts = given })
+  return run.find(begin, run.call(core.MAP, f, data_, opts))
 end
 
 --- Folds the results of `f` by `reduce`, which must be associative.
@@ -204,12 +174,10 @@ end
 ---@return any value  nil where there is no data
 ---@return plua.Error[]? errors  under on_error = "collect": of the blocks left out, if any
 function M.mapreduce(f, reduce, data_, opts)
-  check_function(f, "f")
-  check_function(reduce, "reduce")
-  local source <const> = data.source(data_)
-  local given <const> = options.check(opts)
-  return run.fold(begin,
-    { mode = core.FOLD, f = f, reduce = reduce, source = source, opts = given })
+  run.check_function(reduce, "reduce")
+  local call <const> = run.call(core.FOLD, f, data_, opts)
+  call.reduce = reduce
+  return run.fold(begin, call)
 end
 
 return M

@@ -287,24 +287,27 @@ function M.set_defaults(values)
   return true
 end
 
---- The options of a call, checked, over the defaults. Raises at the caller of the public function.
+--- The options of a call, checked, over the defaults.
 -- The field 'tell' is set where the command line, not the script, has failures collected.
 ---@param given? table
 ---@param base? table  the pool's own options, where the call is one on a pool
+---@param level? integer  where an error points to, as error counts; default: the caller's caller
 ---@return table
-function M.check(given, base)
+function M.check(given, base, level)
+  level = level or 3
   local opts <const> = {}
   for name, value in next, base or defaults do opts[name] = value end
   if not base then opts.tell = defaults.on_error == "collect" or nil end
   if given == nil then return opts end
   if type(given) ~= "table" then
-    error(("options must be a table, not %s"):format(type(given)), 3)
+    error(("options must be a table, not %s"):format(type(given)), level)
   end
   for name, value in next, given do
     local fine <const>, message <const> = accept(name, value)
-    if fine == nil then error(message, 3) end
+    if fine == nil then error(message, level) end
     if base and OPTIONS[name][3] then
-      error(("option '%s' is one of plua.pool: workers of a pool live already"):format(name), 3)
+      error(("option '%s' is one of plua.pool: workers of a pool live already"):format(name),
+        level)
     end
     opts[name] = fine
   end

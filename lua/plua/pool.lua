@@ -34,12 +34,6 @@ local function check(pool)
   if pool.state == "terminated" then error("the pool is terminated: it takes no more work", 3) end
 end
 
-local function check_function(f, name)
-  if type(f) ~= "function" then
-    error(("%s must be a function, not %s"):format(name, type(f)), 3)
-  end
-end
-
 -- ---- calls over data --------------------------------------------------------------------------
 
 local Session <const> = {}
@@ -132,10 +126,6 @@ local function begin_on(pool)
   end
 end
 
-local function call_of(pool, mode, f, data_, opts, keep)
-  return { mode = mode, f = f, source = data_, opts = opts, keep = keep }, begin_on(pool)
-end
-
 --- As plua.map, on the pool's workers.
 ---@param f fun(item: any, index: integer): any
 ---@param data table|function|plua.Range
@@ -143,10 +133,7 @@ end
 ---@return table results
 function Pool:map(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
-  return (run.list(begin, call))
+  return (run.list(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts)))
 end
 
 --- As plua.starmap, on the pool's workers.
@@ -156,10 +143,7 @@ end
 ---@return table results
 function Pool:starmap(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.STAR, f, source, given)
-  return (run.list(begin, call))
+  return (run.list(begin_on(self), run.call(core.STAR, f, data_, opts, self.opts)))
 end
 
 --- As plua.imap, on the pool's workers, which outlive a loop that is left.
@@ -169,10 +153,7 @@ end
 ---@return fun(): integer?, any
 function Pool:imap(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.ORDER)
-  return run.stream(begin, call)
+  return run.stream(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts, core.ORDER))
 end
 
 --- As plua.imap_unordered, on the pool's workers.
@@ -182,10 +163,7 @@ end
 ---@return fun(): integer?, any
 function Pool:imap_unordered(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given, core.QUEUE)
-  return run.stream(begin, call)
+  return run.stream(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts, core.QUEUE))
 end
 
 --- As plua.each, on the pool's workers.
@@ -196,10 +174,7 @@ end
 ---@return table? errors
 function Pool:each(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.EACH, f, source, given)
-  return run.each(begin, call)
+  return run.each(begin_on(self), run.call(core.EACH, f, data_, opts, self.opts))
 end
 
 --- As plua.filter, on the pool's workers.
@@ -209,10 +184,7 @@ end
 ---@return table items
 function Pool:filter(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.FILTER, f, source, given)
-  return (run.filter(begin, call))
+  return (run.filter(begin_on(self), run.call(core.FILTER, f, data_, opts, self.opts)))
 end
 
 --- As plua.find, on the pool's workers.
@@ -223,10 +195,7 @@ end
 ---@return any result
 function Pool:find(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.MAP, f, source, given)
-  return run.find(begin, call)
+  return run.find(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts))
 end
 
 --- As plua.mapreduce, on the pool's workers.
@@ -238,12 +207,10 @@ end
 ---@return plua.Error[]? errors
 function Pool:mapreduce(f, reduce, data_, opts)
   check(self)
-  check_function(f, "f")
-  check_function(reduce, "reduce")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  local call <const>, begin <const> = call_of(self, core.FOLD, f, source, given)
+  run.check_function(reduce, "reduce")
+  local call <const> = run.call(core.FOLD, f, data_, opts, self.opts)
   call.reduce = reduce
-  return run.fold(begin, call)
+  return run.fold(begin_on(self), call)
 end
 
 -- ---- calls that answer later ------------------------------------------------------------------
@@ -262,7 +229,7 @@ end
 ---@return any ...  its results
 function Pool:apply(f, ...)
   check(self)
-  check_function(f, "f")
+  run.check_function(f, "f")
   return submit(self, f, ...):get()
 end
 
@@ -272,7 +239,7 @@ end
 ---@return plua.Future  of its results
 function Pool:apply_async(f, ...)
   check(self)
-  check_function(f, "f")
+  run.check_function(f, "f")
   return submit(self, f, ...)
 end
 
@@ -307,9 +274,7 @@ end
 ---@return plua.Future  of the list
 function Pool:map_async(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  return map_async(self, (call_of(self, core.MAP, f, source, given)))
+  return map_async(self, run.call(core.MAP, f, data_, opts, self.opts))
 end
 
 --- As pool:starmap, but answers at once.
@@ -319,9 +284,7 @@ end
 ---@return plua.Future  of the list
 function Pool:starmap_async(f, data_, opts)
   check(self)
-  check_function(f, "f")
-  local source <const>, given <const> = data.source(data_), options.check(opts, self.opts)
-  return map_async(self, (call_of(self, core.STAR, f, source, given)))
+  return map_async(self, run.call(core.STAR, f, data_, opts, self.opts))
 end
 
 -- ---- life -------------------------------------------------------------------------------------

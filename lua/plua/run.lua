@@ -1,4 +1,4 @@
---- What a call does once its arguments are checked: submit, take outcomes in, hand them over.
+--- What a call does: check its arguments, submit, take outcomes in, hand them over.
 -- Keeps true: each item's outcome reaches the caller once, in input order where that is promised;
 -- a call that ends by an error leaves nothing running. Knows plua.core, data and errors; whether
 -- workers were forked for the call or live already is the affair of 'begin', which a call is given.
@@ -21,6 +21,33 @@ local M <const> = {}
 ---@field opts table
 ---@field window? boolean  items are given as results are taken
 ---@field order? userdata   in which the items are given out; nil: their own
+
+--- Raises unless f is a function.
+---@param f any
+---@param name string
+---@param level? integer  where the error points to; default: the caller's caller
+function M.check_function(f, name, level)
+  if type(f) ~= "function" then
+    error(("%s must be a function, not %s"):format(name, type(f)), level or 3)
+  end
+end
+
+--- The call that a public function makes of its arguments. What is wrong with them is raised at
+--- the caller of that function.
+---@param mode integer  core.MAP, ...
+---@param f any
+---@param data_ any
+---@param opts any
+---@param base? table  the pool's own options, where the call is one on a pool
+---@param keep? integer  core.ORDER or core.QUEUE of streams
+---@return plua.Call
+function M.call(mode, f, data_, opts, base, keep)
+  M.check_function(f, "f", 4)
+  return {
+    mode = mode, keep = keep, f = f,
+    source = data.source(data_, 4), opts = options.check(opts, base, 4),
+  }
+end
 
 ---@class plua.Session  to be closed
 ---@field handle userdata
