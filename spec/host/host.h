@@ -211,6 +211,25 @@ static inline void host_map(plua_pool *p, uint64_t n, struct drive *d, plua_job 
   plua_close(p);
 }
 
+/* ---- what items answer ----------------------------------------------------------------------- */
+
+static inline int host_cube(plua_out *out, uint64_t i) {
+  uint64_t v = i * i * i;
+  return plua_write(out, &v, sizeof v);
+}
+
+/* The one number that a result is. */
+static inline uint64_t host_number(const plua_event *e) {
+  uint64_t v;
+  CHECK_IS(e->len, sizeof v);
+  memcpy(&v, e->data, sizeof v);
+  return v;
+}
+
+static inline void host_check_cube(const plua_event *e) {
+  CHECK_IS(host_number(e), e->index * e->index * e->index);
+}
+
 /* ---- the program ---------------------------------------------------------------------------- */
 
 static inline int host_main(int argc, char **argv, const struct host_case *cases) {

@@ -18,25 +18,13 @@ static void shared_drop(void) {
   host_shared_free((void *)(uintptr_t)flag, 4096);
 }
 
-static int cube(plua_out *out, uint64_t i) {
-  uint64_t v = i * i * i;
-  return plua_write(out, &v, sizeof v);
-}
-
-static void check_cube(const plua_event *e) {
-  uint64_t v;
-  CHECK_IS(e->len, sizeof v);
-  memcpy(&v, e->data, sizeof v);
-  CHECK_IS(v, e->index * e->index * e->index);
-}
-
 /* Item 0 runs until the host lets it go; the others are quick. */
 static int first_waits(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   ran[item->index]++;
   if (item->index == 0)
     for (flag[0]++; !flag[1];) poll(NULL, 0, 1);
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void pump(struct drive *d) {
@@ -81,12 +69,12 @@ static int tenth_hangs(void *ctx, const plua_item *item, plua_out *out) {
   ran[item->index]++;
   if (item->index % 10 == 0)
     for (flag[0]++;;) pause();
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void expect_cancelled(struct drive *d, const plua_event *e) {
   (void)d;
-  if (e->what == PLUA_RESULT) check_cube(e);
+  if (e->what == PLUA_RESULT) host_check_cube(e);
   if (e->what == PLUA_RESULT) CHECK(e->index % 10 != 0);
   if (e->what == PLUA_LOST) CHECK_IS(e->code, PLUA_ECANCELLED);
   if (e->what == PLUA_LOST) CHECK_IS(e->index % 10, 0);
@@ -176,7 +164,7 @@ static void kill_range(void) {
 static int quick(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   for (volatile int i = 0; i < 300; i++) continue;
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void kill_at_random(void) {
@@ -265,7 +253,7 @@ static void poll_loop(void) {
 static int fifth_dies(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   if (item->index % 5 == 0) raise(SIGKILL);
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void poll_deaths(void) {

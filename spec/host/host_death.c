@@ -7,18 +7,6 @@
 
 static volatile _Atomic int *ran; /* shared: how often each item began */
 
-static int cube(plua_out *out, uint64_t i) {
-  uint64_t v = i * i * i;
-  return plua_write(out, &v, sizeof v);
-}
-
-static void check_cube(const plua_event *e) {
-  uint64_t v;
-  CHECK_IS(e->len, sizeof v);
-  memcpy(&v, e->data, sizeof v);
-  CHECK_IS(v, e->index * e->index * e->index);
-}
-
 static void count_runs(uint64_t items) {
   ran = host_shared(items * sizeof *ran);
 }
@@ -36,7 +24,7 @@ static int crash_each_tenth(void *ctx, const plua_item *item, plua_out *out) {
     signal(sigs[item->index / 10 % 6], SIG_DFL);
     raise(sigs[item->index / 10 % 6]);
   }
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void expect_tenth(struct drive *d, const plua_event *e) {
@@ -44,7 +32,7 @@ static void expect_tenth(struct drive *d, const plua_event *e) {
   bool known = d->mine == NULL; /* else the host takes exit statuses away */
   if (e->what == PLUA_RESULT) {
     CHECK(e->index % 10 != 7);
-    check_cube(e);
+    host_check_cube(e);
   } else if (e->what == PLUA_LOST) {
     CHECK_IS(e->index % 10, 7);
     CHECK_IS(e->code, PLUA_ECRASH);
@@ -128,7 +116,7 @@ static int die_together(void *ctx, const plua_item *item, plua_out *out) {
     together[0] = 1;
     for (;;) pause();
   }
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 /* Both deaths are there before either is told. What both had published counts; each is charged its
@@ -166,7 +154,7 @@ static void both_die(void) {
 static int work_a_little(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   for (volatile int i = 0; i < 3000; i++) continue;
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 struct hunt {
@@ -178,7 +166,7 @@ static void hunt(struct drive *d, const plua_event *e) {
   struct hunt *h = d->mine;
   if (e->what != PLUA_RESULT && e->what != PLUA_LOST) return;
   CHECK(e->what == PLUA_RESULT);
-  check_cube(e);
+  host_check_cube(e);
   h->pid[e->worker - 1] = e->pid;
   if (rand_r(&h->seed) % 300) return;
   h->kills += kill(e->pid, SIGKILL) == 0;
@@ -213,7 +201,7 @@ static int exit_some(void *ctx, const plua_item *item, plua_out *out) {
   if (item->index == 5) exit(9);
   if (item->index == 7) _exit(0);
   if (item->index == 9) quick_exit(4);
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void expect_exits(struct drive *d, const plua_event *e) {
@@ -245,7 +233,7 @@ static void exits(void) {
 static int fork_inside(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   if (fork() < 0) return 1;
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void item_forks(void) {
@@ -259,7 +247,7 @@ static void item_forks(void) {
 static int close_everything(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   for (int fd = 0; fd < 64; fd++) close(fd);
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void items_close_fds(void) {
@@ -297,7 +285,7 @@ static int scribble_some(void *ctx, const plua_item *item, plua_out *out) {
     *mine = getpid();
     scribble(scribbler);
   }
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 /* What such a worker had published and nobody had taken yet is its own to spoil. */
@@ -305,7 +293,7 @@ static void expect_scribbled(struct drive *d, const plua_event *e) {
   bool culprit = false;
   (void)d;
   for (int i = 0; i < 64; i++) culprit |= culprits[i] == e->pid;
-  if (e->what == PLUA_RESULT && !culprit) check_cube(e);
+  if (e->what == PLUA_RESULT && !culprit) host_check_cube(e);
   if (e->what == PLUA_LOST) CHECK(culprit || e->code == PLUA_EPROTO);
 }
 
@@ -336,7 +324,7 @@ static int die_i_times(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
   CHECK_IS(item->attempt, ran[item->index] + 1);
   if (ran[item->index]++ < (int)item->index) abort();
-  return cube(out, item->index);
+  return host_cube(out, item->index);
 }
 
 static void expect_die(struct drive *d, const plua_event *e) {
@@ -358,7 +346,7 @@ static void crash_retries(void) {
 
 static int err_i_times(void *ctx, const plua_item *item, plua_out *out) {
   (void)ctx;
-  if (ran[item->index]++ >= (int)item->index / 2) return cube(out, item->index);
+  if (ran[item->index]++ >= (int)item->index / 2) return host_cube(out, item->index);
   if (item->index % 2) return -ENOSPC;
   return plua_write(out, "bad", 3) ? -ENOMEM : 42;
 }

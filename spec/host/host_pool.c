@@ -6,9 +6,8 @@
 #include <stdatomic.h>
 
 static int cube(void *ctx, const plua_item *item, plua_out *out) {
-  uint64_t v = item->index * item->index * item->index;
   (void)ctx;
-  return plua_write(out, &v, sizeof v);
+  return host_cube(out, item->index);
 }
 
 static void map_some(plua_pool *p, uint64_t n) {
