@@ -261,6 +261,11 @@ static int step_table(struct codec_writer *w, struct write_frame *f) {
 
 /* ---- values --------------------------------------------------------------------------------- */
 
+/* The table that holds it may be a module, which goes by name: the slow pass knows. */
+static int put_nothing(struct codec_writer *w, const char *kind) {
+  return w->slow ? codec_refuse(w, "%s", kind) : codec_give_up(w);
+}
+
 int codec_put(struct codec_writer *w) {
   lua_State *L = w->L;
   size_t len;
@@ -282,11 +287,11 @@ int codec_put(struct codec_writer *w) {
     return w->slow ? codec_put_function(w) : codec_give_up(w);
   case LUA_TUSERDATA:
     if (lua_getmetatable(L, -1)) return codec_put_object(w);
-    return codec_refuse(w, "userdata");
+    return put_nothing(w, "userdata");
   case LUA_TLIGHTUSERDATA:
-    return codec_refuse(w, "light userdata");
+    return put_nothing(w, "light userdata");
   case LUA_TTHREAD:
-    return codec_refuse(w, "coroutine");
+    return put_nothing(w, "coroutine");
   }
   IMPOSSIBLE("a type that Lua does not have");
 }

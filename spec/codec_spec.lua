@@ -104,6 +104,28 @@ describe("codec: plain values", function()
     assert.equal(9, #codec.encode(1.5))
   end)
 
+  it("cost the table and themselves in a list, whatever its keys", function()
+    assert.equal(1 + 8, #codec.encode {})
+    assert.equal(9 + 2, #codec.encode { "a" })
+    assert.equal(9 + 1 + 1, #codec.encode { [2] = 1 })
+    assert.equal(9 + 2 + 1, #codec.encode { [-1] = 1 })
+    assert.equal(9 + 2 + 1, #codec.encode { x = 1 })
+    assert.equal(1 + 4 + 3 * 8 + 8, #codec.encode { 1, 2, 3 })
+    assert.equal(9 + 9 + 1, #codec.encode { [1.5] = 1 })
+  end)
+
+  it("cost little where they repeat, whatever was sent before", function()
+    for _, length in ipairs { 40, 64, 300 } do
+      local text <const> = ("k"):rep(length)
+      local function size(n)
+        local records <const> = {}
+        for i = 1, n do records[i] = { [text] = true, x = text } end
+        return #codec.encode(records)
+      end
+      for _ = 1, 2 do assert.is_true(size(10) - size(5) <= 5 * 22) end
+    end
+  end)
+
   it("delimit themselves: a message ends where the next begins", function()
     local first <const> = codec.encode { 1, 2, { x = "y" } }
     local second <const> = codec.encode("z", 2)
@@ -148,6 +170,21 @@ describe("codec: tables", function()
         same(mixed, cross(mixed))
       end
     end
+  end)
+
+  it("keep numbers wherever the table has put them", function()
+    same({ [1] = 5, [2] = 6, x = 1 }, cross { [1] = 5, [2] = 6, x = 1 })
+    same({ [1] = 0.5, [2] = 1, [3] = "x" }, cross { [1] = 0.5, [2] = 1, [3] = "x" })
+    same({ [1] = 5, [3] = 6 }, cross { [1] = 5, [3] = 6 })
+    same({ [1] = 5 }, cross { [1] = 5 })
+  end)
+
+  it("keep more strings that repeat than a byte can count", function()
+    local records <const> = { {}, {}, {} }
+    for i = 1, 700 do
+      for _, record in ipairs(records) do record["key " .. i] = "value " .. i % 300 end
+    end
+    same(records, cross(records))
   end)
 
   it("keep what is shared where there is much of it, of every kind", function()
@@ -233,6 +270,18 @@ describe("codec: tables", function()
         end
       end
     end
+  end)
+
+  it("carry a registered metatable beside functions too", function()
+    local Point <const> = {}
+    codec.register("spec.beside", Point)
+    local p <const> = setmetatable({ x = 1 }, Point)
+    local got <const> = cross { p, print, p, setmetatable({ 1, 2 }, Point) }
+    assert.equal(Point, getmetatable(got[1]))
+    assert.equal(1, got[1].x)
+    assert.equal(got[1], got[3])
+    assert.equal(Point, getmetatable(got[4]))
+    assert.equal(2, got[4][2])
   end)
 
   it("name a metatable that the other side does not know", function()
@@ -434,6 +483,41 @@ describe("codec: the globals that functions read", function()
     assert.equal(0, G.g_count)
   end)
 
+  it("may have short names", function()
+    G.g = 5
+    local f <const> = cross(load("return g"))
+    G.g = nil
+    assert.equal(5, f())
+  end)
+
+  it("are those that are read as globals, no others of a name that occurs", function()
+    G.g_table, G.g_base = { "told nobody" }, 1
+    local t <const> = { g_table = 2 }
+    local message <const> = codec.encode(function()
+      t.g_table = "g_table"
+      return g_base, t.g_table
+    end)
+    assert.is_nil(message:find("told nobody", 1, true))
+  end)
+
+  it("are refused where they are those of more tables than a byte can count", function()
+    local functions <const> = {}
+    for i = 1, 256 do
+      functions[i] = load("return e_own", "=env", "t",
+        setmetatable({ e_own = i }, { __index = G }))
+    end
+    assert.equal("[256]: functions with more than 255 tables of globals", (refusal(functions)))
+    functions[256] = nil
+    for i, f in ipairs(cross(functions)) do assert.equal(i, f()) end
+  end)
+
+  it("are not a table with a metatable that is no _ENV", function()
+    local proxy <const> = setmetatable({}, { __index = G })
+    assert.equal(
+      ".upvalue 'proxy': table with a metatable that is not registered (plua.register)",
+      (refusal(function() return proxy end)))
+  end)
+
   it("fall back on those of the place where they arrive", function()
     local f <const> = cross(function() return g_base, tostring(1) end)
     G.g_base = "local"
@@ -468,6 +552,14 @@ describe("codec: the globals that functions read", function()
       assert.matches("codec_spec.lua:%d+: ", message)
       assert.equal(why, message:match(":%d+: (.*)"))
     end
+  end)
+
+  it("stay stubs, with the reason, when they are sent on", function()
+    G.g_thread = coroutine.create(print)
+    local f <const> = cross(cross(function() return g_thread() end))
+    local _, message <const> = pcall(f)
+    assert.equal("global 'g_thread' cannot cross processes: coroutine",
+      message:match("global 'g_thread' cannot cross processes: coroutine$"))
   end)
 
   it("are those of an _ENV that falls back on others; without metatable it is a table", function()
@@ -559,6 +651,19 @@ describe("codec: names", function()
     assert.equal(m, got)
   end)
 
+  it("stand for modules with userdata, but not for the tables that are their fields", function()
+    local m <const> = { u = codec.userdata(1), t = { 1 } }
+    package.loaded["spec.made"] = m
+    local got <const>, t <const> = cross(m, m.t)
+    package.loaded["spec.made"] = { f = print, t = m.t }
+    local also <const> = cross(m.t)
+    package.loaded["spec.made"] = nil
+    assert.equal(m, got)
+    assert.same({ 1 }, t)
+    assert.not_equal(m.t, t)
+    assert.not_equal(m.t, also)
+  end)
+
   it("do not stand for modules of plain data, which go as tables", function()
     package.loaded["spec.data"] = { limit = 5 }
     local data <const> = package.loaded["spec.data"]
@@ -619,6 +724,28 @@ describe("codec: what cannot cross", function()
     function() return { [long] = coroutine.create(print) } end }
   cases[#cases + 1] = { ('["%s..."]: coroutine'):format(long),
     function() return { [long .. "b"] = coroutine.create(print) } end }
+
+  cases[#cases + 1] = { ".k" .. ("k"):rep(39) .. ": coroutine",
+    function() return { [("k"):rep(40)] = coroutine.create(print) } end }
+  for key, path in pairs { ["1a"] = '["1a"]', [""] = '[""]', ["a-b"] = '["a-b"]', a1_ = ".a1_" } do
+    cases[#cases + 1] = { path .. ": coroutine",
+      function() return { [key] = coroutine.create(print) } end }
+  end
+  cases[#cases + 1] = { ".upvalue 1: coroutine", function()
+    local thread <const> = coroutine.create(print)
+    local f <const> = load(string.dump(function() return thread end, true))
+    debug.setupvalue(f, 1, thread)
+    return f
+  end }
+  -- Of long paths the middle is left out.
+  local all <const>, ends <const> = (".d"):rep(14), (".d"):rep(12) .. "..." .. (".d"):rep(2)
+  for depth, path in pairs { [14] = all, [15] = ends } do
+    cases[#cases + 1] = { path .. ": coroutine", function()
+      local value = coroutine.create(print)
+      for _ = 1, depth do value = { d = value } end
+      return value
+    end }
+  end
 
   for _, case in ipairs(cases) do
     it("is refused with the path: " .. case[1], function()
@@ -699,6 +826,45 @@ describe("codec: hooks", function()
     assert.same(list, got[2])
   end)
 
+  it("may save what was sent before, and other objects that were", function()
+    local Box <const> = {}
+    Box.__plua_save = function(b) return b.inner end
+    Box.__plua_load = function(inner) return setmetatable({ inner = inner }, Box) end
+    codec.register("spec.Before", Box)
+    local function box(v) return setmetatable({ inner = v }, Box) end
+    local shared <const>, a <const> = { "shared" }, box(1)
+    local got <const> = cross { shared, { { a } }, box { a, shared } }
+    assert.equal(got[1], got[3].inner[2])
+    assert.equal(got[2][1][1], got[3].inner[1])
+  end)
+
+  it("may save what is garbage at once: nothing else is taken for it", function()
+    local Fresh <const> = {}
+    Fresh.__plua_save = function(o)
+      collectgarbage()
+      return { { o.n } }
+    end
+    Fresh.__plua_load = function(v) return v[1][1] end
+    codec.register("spec.Fresh", Fresh)
+    local list <const> = {}
+    for i = 1, 200 do list[i] = setmetatable({ n = i }, Fresh) end
+    for i, n in ipairs(cross(list)) do assert.equal(i, n) end
+  end)
+
+  it("are not run by the reader that shall run none", function()
+    assert.same({ true, { 1, "x" } }, { codec.decode_quiet(codec.encode { 1, "x" }) })
+    local _, why <const>, code <const> =
+      codec.decode_quiet(codec.encode { codec.userdata(7, Counter) })
+    assert.equal("an object that only its __plua_load can make", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+
+  it("are what userdata needs: a name alone is not enough", function()
+    local Named <const> = { __name = "Named" }
+    codec.register("spec.Named", Named)
+    assert.equal("userdata (Named)", (refusal(codec.userdata(1, Named))))
+  end)
+
   it("that fail refuse the value, with its path", function()
     local Bad <const> = { __plua_save = function() error("no way", 0) end }
     codec.register("spec.Bad", Bad)
@@ -717,6 +883,9 @@ describe("codec: hooks", function()
     local Self <const> = { __plua_save = function(o) return { { o } } end }
     codec.register("spec.Self", Self)
     assert.equal(".__plua_save()[1][1]: what __plua_save gave holds the object itself",
+      (refusal(setmetatable({}, Self))))
+    Self.__plua_save = function(o) return { { 1 }, { { 2 } }, o } end
+    assert.equal(".__plua_save()[3]: what __plua_save gave holds the object itself",
       (refusal(setmetatable({}, Self))))
   end)
 
@@ -828,6 +997,7 @@ describe("codec: bytes that are no message", function()
       "\x20" .. u32(0xffffffff) .. u32(0), "\x20" .. u32(0) .. u32(0xffffffff),
       "\x22" .. u32(0xffffffff) .. ("\0"):rep(100), "\x0a" .. u32(0xffffffff) .. "x",
       "\x0b" .. string.pack("J", 1 << 63) .. "x", "\x10" .. u32(0xffffffff) .. "\1",
+      "\x10" .. u32(900000) .. "\1",
       "\x2a" .. string.pack("J", 0xffffffffffffffff),
       "\x2c" .. string.pack("J", -1 >> 1) .. "\27Lua",
       -- nested tables, each claiming all that is left
@@ -851,6 +1021,41 @@ describe("codec: bytes that are no message", function()
     local _, why <const>, number <const> = codec.decode(nest)
     assert.equal("nested more than 100000 deep", why)
     assert.equal(codec.EDEPTH, number)
+  end)
+
+  it("cannot put anything but a string where a name belongs", function()
+    local function refused(message)
+      local _, why <const>, number <const> = codec.decode(message)
+      assert.equal(codec.EFORMAT, number)
+      return why
+    end
+    local at_1 <const> = "malformed message: no string where one belongs, at byte 1"
+    assert.equal(at_1, refused("\x12"))
+    assert.equal(at_1, refused("\x12\x80")) -- 0
+    assert.equal(at_1, refused(("\x12"):rep(1000000))) -- names of names of names
+    -- a reference to a table, the first of two values
+    local two <const> = "\x10" .. string.pack("I4", 2)
+    local list <const> = "\x21" .. string.pack("I4I4", 1, 0) .. "\x80"
+    assert.equal("malformed message: no string where one belongs, at byte 21",
+      refused(two .. list .. "\x12\x0e" .. string.pack("I4", 5)))
+  end)
+
+  it("cannot share upvalues with what has none", function()
+    local n = 0
+    local function f() n = n + 1 end
+    local message <const> = codec.encode(f, function() return n end, f)
+    local ref <const> = #message - 13 -- a W_CELLREF; then comes only the reference to f
+    assert.equal(0x16, message:byte(ref))
+    local cell <const> = string.unpack("J", message, ref + 1) + 1
+    assert.equal(0x2f, message:byte(cell))
+    for _, damaged in ipairs {
+      message:sub(1, cell - 1) .. "\x2e" .. message:sub(cell + 1), -- no more
+      message:sub(1, ref) .. string.pack("J", 5) .. message:sub(ref + 9), -- to f itself
+      message:sub(1, ref) .. string.pack("J", 1 << 40) .. message:sub(ref + 9),
+    } do
+      local _, why <const> = codec.decode(damaged)
+      assert.matches("^malformed message: a shared upvalue of nothing", why)
+    end
   end)
 
   it("may be anything at all", function()

@@ -2,6 +2,7 @@
      encode(...) -> string                 or nil, message, code
      decode(string) -> true, values...     or nil, message, code
      decode_plain(string)                  the same, refusing functions
+     decode_quiet(string)                  the same, refusing what only a hook can make
      used(string) -> bytes that the first message in it took
      register(name, metatable)
      limit(bytes)                          encode has room for no more; nil: no limit
@@ -107,6 +108,13 @@ static int decode(lua_State *L) {
 static int decode_plain(lua_State *L) {
   return decode_by(L, codec_read_plain, 0);
 }
+static int read_quiet(lua_State *L, const void *bytes, size_t len, size_t *used) {
+  (void)used;
+  return codec_read_quiet(L, bytes, len);
+}
+static int decode_quiet(lua_State *L) {
+  return decode_by(L, read_quiet, 0);
+}
 static int used_by(lua_State *L) {
   return decode_by(L, codec_read, 1);
 }
@@ -157,11 +165,18 @@ static int closure(lua_State *L) {
 __attribute__((visibility("default"))) int luaopen_codectest(lua_State *L);
 
 int luaopen_codectest(lua_State *L) {
-  static const luaL_Reg functions[] = {
-    {"encode", encode},         {"decode", decode},    {"decode_plain", decode_plain},
-    {"used", used_by},          {"limit", set_limit},  {"register", register_name},
-    {"userdata", new_userdata}, {"number", number_of}, {"lightuserdata", light},
-    {"closure", closure},       {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"encode", encode},
+                                       {"decode", decode},
+                                       {"decode_plain", decode_plain},
+                                       {"decode_quiet", decode_quiet},
+                                       {"used", used_by},
+                                       {"limit", set_limit},
+                                       {"register", register_name},
+                                       {"userdata", new_userdata},
+                                       {"number", number_of},
+                                       {"lightuserdata", light},
+                                       {"closure", closure},
+                                       {NULL, NULL}};
   luaL_checkversion(L);
   codec_open(L);
   luaL_newlib(L, functions);
