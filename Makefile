@@ -169,11 +169,11 @@ check-torture: all
 	  else echo '0 passed, 1 failed'; exit 1; fi
 
 # The other specs build, install or read the sources, or run no line that these do not.
-COVER := ring sched board store codec golden fallback cpus errors map pool future job cli capi \
+COVER := ring sched board store lost codec golden fallback cpus errors map pool future job cli capi \
          inject init options output weight retries signals strays spare timeout recovery small memory
 coverage:  ## which lines and branches of core the specs run; COVERAGE= is the least
 	@rm -f build/cov/core/*.gcda
-	@$(call variant_test,COV=1,$(COVER))
+	@$(call variant_test,COV=1 CC=gcc,$(COVER))
 	gcovr -r . build/cov/core --filter core/ --branches
 	gcovr -r . build/cov/core --filter core/ --print-summary --fail-under-line $(COVERAGE) \
 	  --txt build/coverage.txt --html-details build/cov/report.html
