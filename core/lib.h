@@ -61,6 +61,7 @@ struct handle {
   bool cut;                     /* and items were withdrawn */
   struct job *apply;            /* the job that takes the calls of apply; NULL: none */
   uint64_t applied;             /* submissions of apply so far: their index for random numbers */
+  int64_t looked_ns;            /* when deaths were last looked for */
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */
   struct run run;
 };

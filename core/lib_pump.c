@@ -151,6 +151,7 @@ struct pump {
   struct job *want; /* NULL: anything */
   struct job *job;  /* whose userdata and results are at AT_JOB and AT_RESULTS; NULL: nobody's */
   bool moved;       /* an outcome has come since the pump began */
+  bool looked;      /* deaths, which come by themselves only to who waits, have been looked for */
 };
 
 enum { AT_WANT = 2, AT_TIMEOUT, AT_BULK, AT_JOB, AT_RESULTS };
@@ -455,11 +456,13 @@ static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
   let_hooks_run(L);
   if (deadline >= 0) {
     int64_t left_ns = deadline - now_ns();
-    if (left_ns <= 0) return false;
-    if (left_ns < nap) nap = left_ns;
+    if (left_ns <= 0 && p->looked) return false;
+    if (left_ns < nap) nap = left_ns > 0 ? left_ns : 0;
   }
+  p->looked = true;
   int err = seam_wait(p->h, nap, lua_toboolean(L, AT_BULK));
   if (err < 0 && err != -EINTR) handle_raise(L, p->h, err);
+  p->h->looked_ns = now_ns();
   return err != 0 || !p->h->inliner; /* inline, nothing can come by itself */
 }
 

@@ -467,7 +467,19 @@ static _Noreturn void refuse_argument(lua_State *L, struct handle *h, int err) {
   raise_encode(L);
 }
 
-/* handle:apply(spec, future, ...): submits f(...). Answers its job and index there. */
+/* Whether it is time to look for workers that have died, which nobody does while the script only
+   submits. More seldom while calls are under way: taking their results in one by one costs more
+   than taking them in together. */
+static bool look_due(struct handle *h, const struct job *job) {
+  enum { IDLE_NS = 1000000, BUSY_NS = 100000000 };
+  int64_t now = now_ns(), since = now - h->looked_ns;
+  if (h->inliner || since < (job->count - job->done > 1 ? BUSY_NS : IDLE_NS)) return false;
+  h->looked_ns = now;
+  return true;
+}
+
+/* handle:apply(spec, future, ...): submits f(...). Answers its job, its index there, and whether
+   the pool wants to be looked after. */
 static int apply_inner(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
   int nargs = lua_gettop(L) - 3;
@@ -490,7 +502,8 @@ static int apply_inner(lua_State *L) {
   lua_rawseti(L, -2, (lua_Integer)index + 1);
   lua_pushvalue(L, at);
   lua_pushinteger(L, (lua_Integer)index);
-  return 2;
+  lua_pushboolean(L, look_due(h, job));
+  return 3;
 }
 
 static int apply(lua_State *L) {

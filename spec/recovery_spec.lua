@@ -545,3 +545,46 @@ describe("workers that are killed from outside at random moments", function()
     assert.equal("done\n", result.out, said)
   end)
 end)
+
+describe("workers that die while the script does something else", function()
+  helper.guard()
+
+  -- A pool whose workers have all been killed, unseen by it.
+  local function killed_pool()
+    local pool <const> = plua.pool { workers = 2, retries = 0 }
+    answers(pool)
+    for _, pid in ipairs(helper.children()) do
+      kit.kill(pid, 9)
+      assert(helper.wait(function() return not helper.alive(pid) end))
+    end
+    return pool
+  end
+
+  for name, submit in pairs {
+    apply_async = function(pool, f) return pool:apply_async(f, 1) end,
+    map_async = function(pool, f) return pool:map_async(f, { 1 }) end,
+  } do
+    it("are replaced when " .. name .. " is called: what it submits proceeds", function()
+      local pool <close> = killed_pool()
+      local path <const> = helper.tmp() .. "/ran"
+      local function deed()
+        io.open(path, "w"):close()
+        return "done"
+      end
+      local future
+      assert(helper.wait(function() -- a call right after another need not look
+        future = submit(pool, deed)
+        return helper.read(path)
+      end), "nobody runs it")
+      local result <const> = future:get()
+      assert.equal("done", name == "map_async" and result[1] or result)
+    end)
+  end
+
+  it("are noticed by ready()", function()
+    local pool <close> = plua.pool { workers = 1, retries = 0 }
+    local future <const> = pool:apply_async(function() kit.raise(9) end)
+    assert(helper.wait(function() return future:ready() end), "it is never ready")
+    assert.is_false(future:successful())
+  end)
+end)

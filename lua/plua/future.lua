@@ -85,6 +85,10 @@ local function pump(handle, timeout)
   return fine and err == "ready"
 end
 
+--- Takes in what has arrived, and replaces workers that have died: what was submitted proceeds.
+---@param handle userdata
+function M.look(handle) pump(handle, 0) end
+
 -- The handles of futures that are not done, each once.
 local function handles_of(futures)
   local list, seen = {}, {}

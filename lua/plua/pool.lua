@@ -219,8 +219,9 @@ local function submit(pool, f, ...)
   local spec <const> = pool.apply_spec
   spec.f = f
   local promise <const> = future.new(pool.handle)
-  promise.job, promise.index = pool.handle:apply(spec, promise, ...)
-  return promise
+  local due
+  promise.job, promise.index, due = pool.handle:apply(spec, promise, ...)
+  return promise, due
 end
 
 --- Calls f(...) in a worker, and waits for it.
@@ -240,7 +241,9 @@ end
 function Pool:apply_async(f, ...)
   check(self)
   run.check_function(f, "f")
-  return submit(self, f, ...)
+  local promise <const>, due <const> = submit(self, f, ...)
+  if due then future.look(self.handle) end
+  return promise
 end
 
 local function map_async(pool, call)
@@ -264,6 +267,7 @@ local function map_async(pool, call)
   local session <const> = setmetatable(begin_on(pool)(call), nil) -- the job outlives it
   promise.job = session.job
   promise.job:own(promise)
+  if pool.workers > 0 then future.look(pool.handle) end
   return promise
 end
 
