@@ -111,6 +111,9 @@ describe("codec: plain values", function()
     assert.equal(9 + 2 + 1, #codec.encode { [-1] = 1 })
     assert.equal(9 + 2 + 1, #codec.encode { x = 1 })
     assert.equal(1 + 4 + 3 * 8 + 8, #codec.encode { 1, 2, 3 })
+    assert.equal(1 + 4 + 8 + 8, #codec.encode { [1] = 5 })
+    assert.equal(1 + 4 + 2 * 8 + 8, #codec.encode { [1] = 5, [2] = 6 })
+    assert.equal(1 + 4 + 8 + 8 + 1, #codec.encode { [1] = 0.5, [2] = 6 })
     assert.equal(9 + 9 + 1, #codec.encode { [1.5] = 1 })
   end)
 
@@ -180,9 +183,9 @@ describe("codec: tables", function()
   end)
 
   it("keep more strings that repeat than a byte can count", function()
-    local records <const> = { {}, {}, {} }
-    for i = 1, 700 do
-      for _, record in ipairs(records) do record["key " .. i] = "value " .. i % 300 end
+    local records <const> = {}
+    for i = 1, 3000 do
+      for _ = 1, 3 do records[#records + 1] = { ["key " .. i] = "value " .. i } end
     end
     same(records, cross(records))
   end)
