@@ -69,6 +69,8 @@ return {
   { file = "core/codec_object.c", op = "<", text = "return err < 0 ? err : 0;", why = zero },
   { file = "core/codec_object.c", op = "<", why = zero,
     text = "if (err) return err < 0 ? err : 0;" },
+  { file = "core/codec_object.c", op = ">", text = "if (err > 0) lua_remove(L, -2);",
+    why = "where it is 0, nothing is left here" },
   { file = "core/codec_object.c", op = "&&",
     text = "if (lua_rawequal(L, -1, -2) && lua_istable(L, -3) &&",
     why = "only a stub has a text under the codec's own key" },
