@@ -88,7 +88,7 @@ static int take_sref(struct codec_reader *r) {
 
 static int push_bytes(struct codec_reader *r, uint64_t len) {
   if (!codec_left(r, len)) return cut_short(r);
-  lua_pushlstring(r->L, (const char *)r->p, len);
+  codec_push_text(r->L, r->p, len);
   r->p += len;
   return 0;
 }

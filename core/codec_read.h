@@ -52,6 +52,9 @@ int codec_take_whole(struct codec_reader *r);
 /* Takes a value that must be a string. */
 int codec_take_string(struct codec_reader *r);
 
+/* lua_pushlstring, which is cheaper where much memory is new (codec_text.c). */
+void codec_push_text(lua_State *L, const void *bytes, size_t len);
+
 /* Takes the number behind a tag W_I8 to W_I64 or W_FLOAT. */
 int codec_take_number(struct codec_reader *r, unsigned tag);
 

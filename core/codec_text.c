@@ -1,0 +1,68 @@
+/* codec_text.c: makes strings of bytes.
+   A large one is often the first to use its memory. The kernel is asked for all of that at once,
+   which costs half of a fault for each page.
+   Invariant: what allocates for the state is put back, whatever happens.
+   Knows Lua's allocator and pages. Does not know messages. SPDX-License-Identifier: MIT */
+#include <lauxlib.h>
+#include <sys/mman.h>
+
+#include "base.h"
+#include "codec_read.h"
+
+enum { LARGE = 1 << 16, PAGE = 4096 };
+
+/* What a state allocates from. */
+struct source {
+  lua_Alloc alloc;
+  void *ud;
+};
+
+struct text {
+  const char *bytes;
+  size_t len;
+};
+
+/* Has memory behind the whole pages of a block, unless there is some in its middle. */
+static void populate(const char *block, size_t size) {
+#ifdef MADV_POPULATE_WRITE
+  uintptr_t from = ((uintptr_t)block + PAGE - 1) & ~(uintptr_t)(PAGE - 1);
+  uintptr_t to = ((uintptr_t)block + size) & ~(uintptr_t)(PAGE - 1);
+  uintptr_t middle = (from + (to - from) / 2) & ~(uintptr_t)(PAGE - 1);
+  unsigned char there;
+  if (mincore((void *)middle, PAGE, &there) < 0 || there & 1) return;
+  madvise((void *)from, to - from, MADV_POPULATE_WRITE); /* where it fails, they are faulted in */
+#else
+  (void)block;
+  (void)size;
+#endif
+}
+
+static void *allocate(void *ud, void *block, size_t osize, size_t nsize) {
+  const struct source *s = ud;
+  void *fresh = s->alloc(s->ud, block, osize, nsize);
+  if (!block && fresh && nsize >= LARGE) populate(fresh, nsize);
+  return fresh;
+}
+
+static int push_large(lua_State *L) {
+  const struct text *t = lua_touserdata(L, 1);
+  lua_pushlstring(L, t->bytes, t->len);
+  return 1;
+}
+
+void codec_push_text(lua_State *L, const void *bytes, size_t len) {
+  if (LIKELY(len < LARGE)) {
+    lua_pushlstring(L, bytes, len);
+    return;
+  }
+  struct text t = {bytes, len};
+  struct source s;
+  luaL_checkstack(L, 2, NULL);
+  lua_pushcfunction(L, push_large);
+  lua_pushlightuserdata(L, &t);
+  s.alloc = lua_getallocf(L, &s.ud);
+  lua_setallocf(L, allocate, &s);
+  int status = lua_pcall(L, 1, 1, 0);
+  lua_setallocf(L, s.alloc, s.ud);
+  if (status != LUA_OK) lua_error(L);
+}
