@@ -23,12 +23,12 @@ enum {
   CLASSES = 52,
   GROW_MIN = 16, /* units made usable at once */
   GROW_MAX = 1024,
-  SPARE_MAX = 8 /* large blocks that are kept though they are free */
+  SPARE_MAX = 16 /* stretches of large blocks that are kept though they are free */
 };
 
 #define RESERVE ((size_t)1 << 38)
 #define RESERVE_MIN ((size_t)1 << 32)
-#define KEEP ((size_t)32 << 20) /* free memory that is kept; a quarter of what is used, too */
+#define KEEP ((size_t)32 << 20) /* free memory that is kept; half of what is used, too */
 #define PAGE ((size_t)4096)
 
 struct span {
@@ -59,7 +59,7 @@ struct arena {
   struct span *empty[2];       /* of one unit, of MID_UNITS */
   struct large *table;         /* large blocks by address: open addressing */
   size_t table_cap, larges;
-  struct large spare[SPARE_MAX];
+  struct large spare[SPARE_MAX + 1];
   unsigned spares;
 };
 
@@ -82,8 +82,10 @@ static size_t page_up(size_t n) {
   return (n + PAGE - 1) & ~(PAGE - 1);
 }
 
-static bool idle_enough(const struct arena *a) {
-  return a->idle > KEEP + a->used / 4;
+/* Bytes of free memory beyond what is kept. */
+static size_t too_idle(const struct arena *a) {
+  size_t keep = KEEP + a->used / 2;
+  return a->idle > keep ? a->idle - keep : 0;
 }
 
 /* ---- spans ---------------------------------------------------------------------------------- */
@@ -181,7 +183,7 @@ static void span_free(struct arena *a, struct span *s) {
   if (touched > s->touched) s->touched = touched;
   unlist(a, s);
   a->idle += s->touched;
-  if (idle_enough(a)) {
+  if (too_idle(a)) {
     madvise(start, (size_t)units * UNIT, MADV_DONTNEED);
     a->idle -= s->touched;
     s->touched = 0;
@@ -276,26 +278,72 @@ static struct large large_remove(struct arena *a, struct large *e) {
   return gone;
 }
 
-/* A kept block of that size, or a little more. */
-static struct large spare_take(struct arena *a, size_t size) {
+/* Takes the first 'size' bytes of a kept stretch. */
+static char *spare_cut(struct arena *a, struct large *from, size_t size) {
+  char *at = from->at;
+  from->at += size;
+  from->size -= size;
+  if (!from->size) *from = a->spare[--a->spares];
+  a->idle -= size;
+  return at;
+}
+
+/* The shortest kept stretch that is long enough; NULL: none. */
+static struct large *spare_find(struct arena *a, size_t size) {
+  struct large *best = NULL;
+  for (struct large *s = a->spare; s < a->spare + a->spares; s++)
+    if (s->size >= size && (!best || s->size < best->size)) best = s;
+  return best;
+}
+
+/* The kept stretch that begins there, if it is long enough. */
+static struct large *spare_at(struct arena *a, const char *at, size_t size) {
+  for (struct large *s = a->spare; s < a->spare + a->spares; s++)
+    if (s->at == at) return s->size >= size ? s : NULL;
+  return NULL;
+}
+
+/* Gives back the last 'size' bytes of a kept stretch, or all. */
+static void spare_trim(struct arena *a, struct large *s, size_t size) {
+  if (size > s->size) size = s->size;
+  s->size -= size;
+  munmap(s->at + s->size, size);
+  a->idle -= size;
+  a->mapped -= size;
+  if (!s->size) *s = a->spare[--a->spares];
+}
+
+/* Joins a stretch that is free with those kept that it touches. */
+static struct large spare_join(struct arena *a, struct large b) {
   for (unsigned i = a->spares; i-- > 0;) {
-    struct large b = a->spare[i];
-    if (b.size < size || b.size > size + size / 2) continue;
+    struct large s = a->spare[i];
+    if (s.at + s.size != b.at && b.at + b.size != s.at) continue;
+    if (s.at < b.at) b.at = s.at;
+    b.size += s.size;
     a->spare[i] = a->spare[--a->spares];
-    a->idle -= b.size;
-    return b;
   }
-  return (struct large){NULL, 0};
+  return b;
+}
+
+/* Keeps a stretch that is free; what is too much is given back. */
+static void spare_give(struct arena *a, struct large b) {
+  a->idle += b.size;
+  b = spare_join(a, b);
+  a->spare[a->spares++] = b;
+  if (a->spares > SPARE_MAX) spare_trim(a, spare_find(a, 0), SIZE_MAX);
+  for (size_t more; a->spares && (more = too_idle(a)) > 0;)
+    spare_trim(a, &a->spare[0], page_up(more));
 }
 
 static void *large_take(struct arena *a, size_t n) {
   size_t size = page_up(n);
   if (size < n || !large_prepare(a)) return NULL;
-  struct large b = spare_take(a, size);
-  if (!b.at) {
+  struct large *kept = spare_find(a, size), b = {NULL, size};
+  if (kept) {
+    b.at = spare_cut(a, kept, size);
+  } else {
     b.at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (b.at == MAP_FAILED) return NULL;
-    b.size = size;
     a->mapped += size;
   }
   large_add(a, b);
@@ -303,27 +351,43 @@ static void *large_take(struct arena *a, size_t n) {
 }
 
 static void large_give(struct arena *a, struct large *e) {
-  struct large b = large_remove(a, e);
-  a->idle += b.size;
-  if (a->spares < SPARE_MAX && !idle_enough(a)) {
-    a->spare[a->spares++] = b;
-    return;
+  spare_give(a, large_remove(a, e));
+}
+
+/* Where it is, as far as what lies behind it is ours. */
+static bool large_stretch(struct arena *a, struct large *e, size_t size) {
+  char *end = e->at + e->size;
+  if (size > e->size) {
+    struct large *next = spare_at(a, end, size - e->size);
+    if (!next) return false;
+    spare_cut(a, next, size - e->size);
+  } else if (size < e->size) {
+    spare_give(a, (struct large){e->at + size, e->size - size});
   }
-  munmap(b.at, b.size);
-  a->idle -= b.size;
-  a->mapped -= b.size;
+  a->used = a->used - e->size + size;
+  e->size = size;
+  return true;
 }
 
 /* The kernel moves pages, not bytes. */
-static void *large_resize(struct arena *a, struct large *e, size_t n) {
-  size_t size = page_up(n);
-  if (size < n) return NULL;
+static void *large_move(struct arena *a, struct large *e, size_t size) {
   char *at = mremap(e->at, e->size, size, MREMAP_MAYMOVE);
   if (at == MAP_FAILED) return NULL;
   a->mapped = a->mapped - e->size + size;
   large_remove(a, e);
   large_add(a, (struct large){at, size});
   return at;
+}
+
+/* A block that grows by much may go where memory is kept: to copy it costs less than to fault in
+   the rest. NULL: no memory, or, since blocks may lie in two mappings, the kernel does not move it.
+ */
+static void *large_resize(struct arena *a, struct large *e, size_t n) {
+  size_t size = page_up(n);
+  if (size < n) return NULL;
+  if (large_stretch(a, e, size)) return e->at;
+  bool kept = size - e->size >= e->size / 2 && spare_find(a, size);
+  return kept ? NULL : large_move(a, e, size);
 }
 
 /* ---- blocks --------------------------------------------------------------------------------- */
@@ -377,7 +441,7 @@ void *arena_resize(struct arena *a, void *block, size_t n) {
   if (n <= size && n > size / 2) return block;
   if (size > MID_MAX && n > MID_MAX) {
     void *moved = large_resize(a, large_find(a, block), n);
-    return moved || n > size ? moved : block;
+    if (moved) return moved;
   }
   void *fresh = arena_take(a, n);
   if (!fresh) return n <= size ? block : NULL;

@@ -295,6 +295,12 @@ describe("what a worker shares with its parent", function()
       end)
     end
 
+    it("has blocks of its own that keep what is in them, whatever order they come in", function()
+      local result <const> = helper.run(helper.build .. "/host/arena_random", { timeout = 60 })
+      assert.equal(0, result.status, result.err .. result.out)
+      assert.truthy(result.out:find("ok: %d+ rounds"), result.out)
+    end)
+
     it("gives memory back that its items no longer use", function()
       local most, left = table.unpack(plua.map(function()
         local t = {}
