@@ -1,9 +1,11 @@
 /* worker_arena.c: memory of a worker's own, apart from all that it inherited.
    Blocks up to MID_MAX lie in spans of blocks of one size, in one reserved stretch of addresses, so
-   that a block's span is found from its address and blocks need no header. Larger ones are mapped
-   one by one. Memory that falls free is given back, save what is likely to be wanted again.
+   that a block's span is found from its address and blocks need no header. Larger ones are
+   stretches of pages, mapped as they are wanted. Memory that falls free is given back, save what is
+   likely to be wanted again.
    Invariant: a span is in its class's list while it has room, in a pool while it is empty, in
-   neither while it is full. Only the first span of a list may be empty.
+   neither while it is full. Only the first span of a list may be empty. No two of the stretches
+   that are kept touch.
    Knows addresses and pages. Does not know Lua, caps or other processes.
    SPDX-License-Identifier: MIT */
 #include "worker_arena.h"

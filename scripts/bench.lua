@@ -165,14 +165,6 @@ local function row_of(case, found)
     rounds = asked, results = results, targets = judge(case, results) }
 end
 
---- The rows of scripts/bench_memory.lua, where it exists: it prints them as JSON.
-local function memory_rows(path)
-  local pipe <const> = assert(io.popen(("%s %s --json"):format(plua, path)))
-  local list <const> = json.decode(pipe:read "a")
-  pipe:close()
-  return list
-end
-
 local function chosen(case)
   if not opts.case or opts.case == "" then return true end
   return case.id:find(opts.case) ~= nil or case.name:find(opts.case, 1, true) ~= nil
@@ -200,8 +192,6 @@ end
 local function main()
   local found <const> = peers.find(peers.list(here .. "/bench", build))
   local run <const> = { rounds = rounds, workers = WORKERS, rows = {}, machine = machine(found) }
-  local memory <const> = here .. "/bench_memory.lua"
-  local elsewhere <const> = first_line(memory) ~= "?"
   local head <const> = "%d rounds in turn, %d workers; mp: multiprocessing, cf: concurrent.futures"
   print(head:format(rounds, WORKERS))
   print(report.head())
@@ -210,13 +200,9 @@ local function main()
     print(report.line(row))
     io.stdout:flush()
   end
-  local ask_memory
   for _, case in ipairs(cases) do
-    if chosen(case) then
-      if case.memory and elsewhere then ask_memory = true else add(row_of(case, found)) end
-    end
+    if chosen(case) then add(row_of(case, found)) end
   end
-  if ask_memory then for _, row in ipairs(memory_rows(memory)) do add(row) end end
   for _, line in ipairs(report.notes(run.rows)) do print(line) end
   if not opts["no-counts"] then run.instructions = counts(plua, here, build, chosen) end
   return run

@@ -140,11 +140,11 @@ cases[#cases + 1] = { id = "codec", name = "1e6 records encoded, decoded; serial
   n = 1000000, unit = "us/item", value = each(1e6), serial = true, rounds = 3, peers = {},
   targets = function(v) return { at_most_times(v, "serial", 0.5, "half of lua-cjson") } end }
 
--- ---- memory: scripts/bench_memory.lua takes these over where it exists ----
+-- ---- memory ----
 
 local HEAPS <const> = { "tables", "strings", "closures" }
 for _, kind in ipairs(HEAPS) do
-  cases[#cases + 1] = { id = "private_" .. kind, memory = true, rounds = 1, peers = {},
+  cases[#cases + 1] = { id = "private_" .. kind, rounds = 1, peers = {},
     name = ("private memory over a heap of %s"):format(kind), n = 1, unit = "x heap",
     value = function(f) return f.private_mb / f.heap_mb end,
     targets = function(v)
@@ -152,7 +152,10 @@ for _, kind in ipairs(HEAPS) do
         { "<= 0.2 x heap", v.plua <= 0.2 } }
     end }
 end
-cases[#cases + 1] = { id = "second_map", memory = true, name = "second map over an unchanged heap",
+cases[#cases + 1] = { id = "churn", name = "an item that allocates much: its CPU time", n = 1,
+  unit = "ms", value = whole(1e3), serial = true, peers = {},
+  targets = function(v) return { at_most_times(v, "serial", 1.05, "1.05 x serial") } end }
+cases[#cases + 1] = { id = "second_map", name = "second map over an unchanged heap",
   n = 1, unit = "ms more", value = function(f) return (f.seconds - f.small) * 1e3 end, peers = {},
   rounds = 3, targets = function(v) return { at_most(v, "ms", 10) } end }
 

@@ -275,6 +275,14 @@ for kind in pairs(HEAPS) do
   plain["private_" .. kind] = function() private_after(kind) end
 end
 
+local function churn_seconds()
+  local start <const> = os.clock()
+  work.churn()
+  return os.clock() - start
+end
+function plain.churn() say("seconds", plua.map(churn_seconds, { 1 }, team())[1]) end
+function serial.churn() say("seconds", churn_seconds()) end
+
 --- How much longer a second call takes than over a small heap: what a collection costs.
 function plain.second_map()
   local function twice()

@@ -14,6 +14,19 @@ function work.spin(passes)
   return x
 end
 
+--- Makes much that does not live long: tables, strings, lists that grow.
+function work.churn()
+  local last
+  for i = 1, 500000 do last = { i, i + 1 } end
+  for i = 1, 300000 do last = "item " .. i end
+  for i = 1, 400 do last = ("x"):rep(100):rep(i) end
+  for _ = 1, 20 do
+    last = {}
+    for i = 1, 40000 do last[i] = i end
+  end
+  return last
+end
+
 --- The floats 1.0 .. n.
 function work.floats(n)
   local list <const> = {}
