@@ -14,16 +14,50 @@
 
 /* A heap whose collections are worth saving. */
 #define LARGE ((size_t)4 << 20)
-/* Room for strings that a worker finds: one for so many bytes of the heap, and no more than that.
-   To look for more costs more than the collection. */
-#define ROOM_BYTES 1024
-#define ROOM_MAX 32768
+/* Room for strings that a worker finds: one for so many bytes of the heap, and no more than that. A
+   worker makes about as many between two young collections. */
+#define ROOM_BYTES 128
+#define ROOM_MAX 320000
+/* How many are made to fill a table of which we do not know how full it is: more would cost more
+   than the collection. */
+#define BLIND_MAX (1 << 15)
 
 static size_t heap_size(lua_State *L) {
   return ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + (size_t)lua_gc(L, LUA_GCCOUNTB);
 }
 
 /* ---- the string table ----------------------------------------------------------------------- */
+
+/* How many strings find room in the table; -1: that is not known. Reads what Lua 5.4 keeps of them,
+   where it lies beside words that we know from elsewhere. */
+static lua_Integer strings_left(lua_State *L) {
+#if LUA_VERSION_NUM == 504
+  struct global {
+    lua_Alloc alloc;
+    void *ud;
+    ptrdiff_t total, debt;
+    size_t estimate, atomic;
+    void **strings;
+    int used, size;
+  };
+  struct state {
+    void *next;
+    unsigned char head[8];
+    void *top;
+    const struct global *global;
+  };
+  void *ud;
+  lua_Alloc alloc = lua_getallocf(L, &ud);
+  if (lua_version(L) != LUA_VERSION_NUM) return -1;
+  const struct global *g = ((const struct state *)(const void *)L)->global;
+  bool fits = g->alloc == alloc && g->ud == ud && (size_t)(g->total + g->debt) == heap_size(L);
+  if (fits && g->used >= 0 && g->size >= g->used && (g->size & (g->size - 1)) == 0)
+    return g->size - g->used;
+#else
+  (void)L;
+#endif
+  return -1;
+}
 
 /* Sees the table of strings grow: no other block that is there already does meanwhile. */
 struct watch {
@@ -51,16 +85,19 @@ static int make_strings(lua_State *L) {
   return 0;
 }
 
-/* A table of strings that grows links each string anew, and so unshares them all: one that is
-   nearly full grows here. */
+/* A table of strings that grows links each string anew, and so unshares them all: one that might
+   grow in a worker grows here, a little before it would have in the caller. */
 static void make_room(lua_State *L, size_t heap) {
   struct watch w = {.grown = false};
-  size_t room = heap / ROOM_BYTES;
+  lua_Integer room = (lua_Integer)(heap / ROOM_BYTES), left = strings_left(L);
+  if (room > ROOM_MAX) room = ROOM_MAX;
+  if (left >= room) return;
+  if (left < 0 && room > BLIND_MAX) room = BLIND_MAX;
   bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
   lua_gc(L, LUA_GCSTOP);
   lua_pushcfunction(L, make_strings);
   lua_pushlightuserdata(L, &w);
-  lua_pushinteger(L, room < ROOM_MAX ? (lua_Integer)room : ROOM_MAX);
+  lua_pushinteger(L, room);
   w.alloc = lua_getallocf(L, &w.ud);
   lua_setallocf(L, watch, &w);
   if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1); /* no memory: workers are dearer then */
@@ -125,6 +162,7 @@ void share_begin(lua_State *L, struct handle *h) {
     if (heap >= LARGE) {
       make_room(L, heap);
       lua_gc(L, LUA_GCSTEP, 0);
+      heap = heap_size(L);
     }
     rt->heap = heap;
     *canary = true;

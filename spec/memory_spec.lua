@@ -295,6 +295,28 @@ describe("what a worker shares with its parent", function()
       end)
     end
 
+    it("is nearly all of a heap of strings, though items make others, however full their table is",
+      function()
+        local script <const> = helper.script([[
+          local plua = require "plua"
+          local heap = {}
+          for i = 1, 230000 do heap[i] = ("string number %016d"):format(i) end
+          collectgarbage()
+          local bytes = collectgarbage("count")
+          local shared = plua.map(function(x)
+            local s
+            for i = 1, 400000 do s = x .. i end
+            for line in io.lines("/proc/self/smaps_rollup") do
+              s = tonumber(line:match("^Shared_Dirty:%s+(%d+)")) or s
+            end
+            return s
+          end, { "s" }, { workers = 1 })[1]
+          print(#heap, shared > 0.8 * bytes)
+        ]])
+        local result <const> = helper.run(helper.plua .. " " .. script)
+        assert.equal("230000\ttrue\n", result.out, result.err)
+      end)
+
     it("has blocks of its own that keep what is in them, whatever order they come in", function()
       local result <const> = helper.run(helper.build .. "/host/arena_random", { timeout = 60 })
       assert.equal(0, result.status, result.err .. result.out)
