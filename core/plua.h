@@ -250,6 +250,9 @@ PLUA_API int plua_put_next(plua_pool *pool);
    len[i] bytes each. Answers how many were added, from the first on, at least 1; negative: none. */
 PLUA_API int plua_put_run(plua_pool *pool, uint64_t id, const void *bytes, const size_t *len,
                           int n);
+/* How many more items of a job may lie with the host until it puts them, all together: what makes a
+   batch; 0 where workers may soon be without work. */
+PLUA_API int plua_slack(plua_pool *pool, uint64_t id);
 PLUA_API int plua_flush(plua_pool *pool);
 PLUA_API void plua_put_drop(plua_pool *pool);
 

@@ -7,6 +7,7 @@
 #include "fail.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <sys/mman.h>
 
 #define FORK_PAUSE_NS 100000000 /* after a fork failed for want of resources */
@@ -279,7 +280,7 @@ int plua_put_next(plua_pool *p) {
   OWNED(p);
   uint64_t id = p->put_job;
   int err = put_item(p);
-  if (!err && sched_eager(p->sched, id)) pool_post(p);
+  if (!err && !sched_slack(p->sched, id)) pool_post(p);
   return err;
 }
 
@@ -324,8 +325,14 @@ int plua_put_run(plua_pool *p, uint64_t id, const void *bytes, const size_t *len
   if (n < 1 || !bytes || !len) return pool_say(p, PLUA_EARG, "plua_put_run: no items");
   int added = put_run(p, j, bytes, len, (unsigned)n);
   if (!added) added = put_first(p, id, bytes, *len);
-  if (added > 0 && sched_eager(p->sched, id)) pool_post(p);
+  if (added > 0 && !sched_slack(p->sched, id)) pool_post(p);
   return added;
+}
+
+int plua_slack(plua_pool *p, uint64_t id) {
+  OWNED(p);
+  uint64_t n = sched_slack(p->sched, id);
+  return n < INT_MAX ? (int)n : INT_MAX;
 }
 
 int plua_flush(plua_pool *p) {

@@ -371,10 +371,11 @@ static uint64_t size_for(const struct sched *s, const struct job *j) {
   return n < 1 ? 1 : n > BATCH_MAX ? BATCH_MAX : (uint64_t)n;
 }
 
-bool sched_eager(const struct sched *s, uint64_t id) {
+uint64_t sched_slack(const struct sched *s, uint64_t id) {
   const struct job *j = job_of(s, id);
-  if (!j || s->unbegun < s->team || (!j->chunk && j->item_ns <= 0)) return true;
-  return j->chunk ? j->queued >= j->chunk : (double)j->queued * j->item_ns >= TARGET_NS;
+  if (!j || s->unbegun < s->team || (!j->chunk && j->item_ns <= 0)) return 0;
+  uint64_t batch = j->chunk ? j->chunk : (uint64_t)(TARGET_NS / j->item_ns);
+  return batch > j->queued ? batch - j->queued : 0;
 }
 
 /* Whose turn it is; LANES: nobody's, or all must end first. */

@@ -77,9 +77,9 @@ uint32_t sched_index(uint64_t id);
 int sched_post(struct sched *s, unsigned *slot, struct sched_batch *b);
 void sched_unpost(struct sched *s, unsigned slot, unsigned keep);
 void sched_patience(struct sched *s, unsigned batches);
-/* Whether giving out now is worth it: some worker may soon be without work, or the waiting items of
-   this job make a whole batch. */
-bool sched_eager(const struct sched *s, uint64_t id);
+/* How many items more of this job giving out may wait for: what its waiting items lack to a whole
+   batch; none where some worker may soon be without work. */
+uint64_t sched_slack(const struct sched *s, uint64_t id);
 /* What is out in a slot; false if nothing is. 'worker' is -1 until one has begun it; 'got' is how
    many outcomes have come. */
 bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *b, int *worker,

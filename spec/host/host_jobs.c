@@ -407,6 +407,7 @@ static void put_runs(void) {
   plua_pool *p = host_open(2, echo);
   plua_job job = {.size = sizeof job, .call = "call!", .call_len = 5};
   unsigned char *bytes = malloc((size_t)8 << 20);
+  int slacks = 0;
   CHECK(bytes != NULL);
   for (size_t i = 0; i < N; i++) list[i] = i % 1500 == 1499 ? (3 << 20) + i : i * 7919 % 90;
   sizes = list;
@@ -415,6 +416,7 @@ static void put_runs(void) {
   CHECK_IS(plua_submit(p, &job, &d.job), 0);
   CHECK_IS(plua_put_run(p, d.job, bytes, list, 0), PLUA_EARG);
   CHECK_IS(plua_put_run(p, d.job + 1, bytes, list, 1), PLUA_EARG);
+  CHECK_IS(plua_slack(p, d.job), 0); /* nobody has anything to do */
   for (uint64_t i = 0; i < N;) {
     unsigned char *at = bytes;
     int want = (int)(i % 71) + 1, added;
@@ -423,6 +425,9 @@ static void put_runs(void) {
       fill(at, list[i + (unsigned)k], i + (unsigned)k);
     added = plua_put_run(p, d.job, bytes, list + i, want);
     CHECK(added >= 1 && added <= want);
+    int slack = plua_slack(p, d.job);
+    CHECK(slack >= 0);
+    slacks += slack > 0;
     i += (unsigned)added;
     if (i % 3 || i == N) continue;
     fill(bytes, list[i], i);
@@ -432,6 +437,7 @@ static void put_runs(void) {
   free(bytes);
   drive(&d);
   CHECK_IS(d.results, N);
+  CHECK(slacks > 0);
   drive_end(&d);
   CHECK(host_pool_bytes() < 64 << 20);
   plua_close(p);

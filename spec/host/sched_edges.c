@@ -131,24 +131,26 @@ static void sizes(void) {
   CHECK(run(0, 0) == 1 && run(0, 65535) == 65535); /* the longest there is */
 }
 
-/* Whether it is worth giving out: always while workers may run out, else for a whole batch. */
-static void eager(void) {
+/* How long giving out may wait: not at all while workers may run out, else for a whole batch. */
+static void slack(void) {
   unsigned slot;
   struct sched_batch b;
   fresh(8, 2, 3, 0);
   sched_team(s, 2);
-  CHECK(sched_eager(s, id) && sched_eager(s, id + 1));
+  CHECK(sched_slack(s, id) == 0 && sched_slack(s, id + 1) == 0);
   CHECK(sched_add(s, id, 5) == 0 && post(&slot, &b) == 3);
-  CHECK(sched_eager(s, id)); /* one batch for two workers */
-  CHECK(post(&slot, &b) == 2 && !sched_eager(s, id) && sched_eager(s, id + 1));
-  CHECK(sched_add(s, id, 2) == 0 && !sched_eager(s, id));
-  CHECK(sched_add(s, id, 1) == 0 && sched_eager(s, id));
+  CHECK(sched_slack(s, id) == 0); /* one batch for two workers */
+  CHECK(post(&slot, &b) == 2 && sched_slack(s, id) == 3 && sched_slack(s, id + 1) == 0);
+  CHECK(sched_add(s, id, 2) == 0 && sched_slack(s, id) == 1);
+  CHECK(sched_add(s, id, 1) == 0 && sched_slack(s, id) == 0);
   fresh(8, 2, 0, 0);
-  CHECK(sched_add(s, id, 2) == 0 && post(&slot, &b) == 1 && sched_eager(s, id)); /* not measured */
+  CHECK(sched_add(s, id, 2) == 0 && post(&slot, &b) == 1);
+  CHECK(sched_slack(s, id) == 0); /* not measured */
   measured(100, 1);
-  CHECK(post(&slot, &b) == 50 && !sched_eager(s, id));
-  CHECK(sched_add(s, id, 449) == 0 && !sched_eager(s, id));
-  CHECK(sched_add(s, id, 1) == 0 && sched_eager(s, id));
+  CHECK(post(&slot, &b) == 50 && sched_slack(s, id) == 450);
+  CHECK(sched_add(s, id, 449) == 0 && sched_slack(s, id) == 1);
+  CHECK(sched_add(s, id, 1) == 0 && sched_slack(s, id) == 0);
+  CHECK(sched_add(s, id, 9) == 0 && sched_slack(s, id) == 0);
 }
 
 /* Only batches that go ahead of an item that waits to be alone try its patience. */
@@ -366,7 +368,7 @@ int main(int argc, char **argv) {
   spans();
   pasts();
   sizes();
-  eager();
+  slack();
   patience();
   backs();
   blame();
