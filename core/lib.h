@@ -88,6 +88,7 @@ int seam_put(struct handle *h, uint64_t id, plua_out **out);
 int seam_put_end(struct handle *h);
 int seam_put_next(struct handle *h); /* one of many: seam_flush when the last is there */
 int seam_put_run(struct handle *h, uint64_t id, const void *bytes, const size_t *len, int n);
+int seam_slack(struct handle *h, uint64_t id);
 int seam_flush(struct handle *h);
 void seam_put_drop(struct handle *h);
 const void *seam_payload(struct handle *h, uint64_t id, uint64_t index, size_t *len);
@@ -100,8 +101,8 @@ int seam_wait(struct handle *h, int64_t timeout_ns, int bulk);
 
 enum keep {
   KEEP_LIST,   /* results[index + 1] */
-  KEEP_ORDER,  /* the same, taken one by one in input order, nil kept as a mark */
-  KEEP_QUEUE,  /* index, result, index, result, ... in order of completion */
+  KEEP_ORDER,  /* a stream: taken one by one in input order, see lib_stream.c */
+  KEEP_QUEUE,  /* another one, in order of completion */
   KEEP_FUTURES /* each index has a future */
 };
 
@@ -117,25 +118,30 @@ struct job {
   enum call_mode mode;
   enum keep keep;
   enum policy policy;
-  bool open;       /* more items may come */
-  bool stopping;   /* an error has withdrawn the rest */
-  bool settled;    /* every item has its outcome; forgotten by the core */
-  bool sized;      /* the table of results has its size */
-  bool dropped;    /* ORDER, QUEUE: nobody takes what has come */
-  unsigned epoch;  /* of its handle */
-  bool front;      /* ORDER: the outcome to be taken next has arrived */
-  uint64_t count;  /* items given, without those withdrawn */
-  uint64_t done;   /* items that have an outcome */
-  uint64_t taken;  /* ORDER, QUEUE: outcomes handed to the script */
-  uint64_t lowest; /* RAISE: the lowest index that failed; else UINT64_MAX */
-  uint64_t failures;
-  uint64_t total; /* FOLD: items in all blocks */
-  double timeout; /* seconds; 0: none */
-  size_t bytes;   /* payload bytes of items without an outcome, where they are counted */
-  size_t low;     /* LIST, open: more is to be put when 'bytes' are fewer, */
-  uint64_t few;   /* or so few items under way */
-  size_t held;    /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet */
-  size_t replied; /* ORDER, QUEUE: reply bytes of all */
+  bool open;         /* more items may come */
+  bool stopping;     /* an error has withdrawn the rest */
+  bool settled;      /* every item has its outcome; forgotten by the core */
+  bool sized;        /* the table of results has its size */
+  bool dropped;      /* ORDER, QUEUE: nobody takes what has come */
+  unsigned epoch;    /* of its handle */
+  bool front;        /* ORDER, QUEUE: the outcome to be taken next may have arrived */
+  uint64_t count;    /* items given, without those withdrawn */
+  uint64_t done;     /* items that have an outcome */
+  uint64_t taken;    /* ORDER, QUEUE: outcomes handed to the script, */
+  uint64_t lent;     /* how many more it may have without more ado, */
+  uint64_t room;     /* places in its results, a power of two */
+  uint64_t lowest;   /* RAISE: the lowest index that failed; else UINT64_MAX */
+  uint64_t failures; /* ORDER, QUEUE: those that were not taken yet */
+  uint64_t total;    /* FOLD: items in all blocks */
+  double timeout;    /* seconds; 0: none */
+  size_t bytes;      /* payload bytes of items without an outcome, where they are counted */
+  size_t low;        /* LIST, open: more is to be put when 'bytes' are fewer, */
+  uint64_t few;      /* or so few items under way */
+  /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet, and how many those were when so
+     many were taken; reply bytes of all */
+  size_t held;
+  uint64_t here, weighed;
+  size_t replied;
 
   const uint64_t *order; /* the item's index at each position; NULL: the position's own number */
 };
@@ -170,6 +176,16 @@ void job_settle(struct lua_State *L, struct job *job, int at);
 /* A future is done: remembers it if it has callbacks. 'at': the future's index, or nil there. */
 void future_done(struct lua_State *L, int at);
 
+/* ---- lib_stream.c --------------------------------------------------------------------------- */
+
+/* Keeps an item's outcome, on top of the stack, for whoever takes it. 'at', 'results': the indexes
+   of the job and of its results, which may be made anew. */
+void stream_keep(struct lua_State *L, struct job *job, uint64_t index, int at, int results);
+/* Replies of n items have come, 'len' bytes in all. */
+void stream_hold(struct job *job, size_t len, uint64_t n);
+/* Reply bytes of what was not taken yet. */
+size_t stream_held(struct job *job);
+
 /* ---- lib_stop.c: the process is asked to stop ------------------------------------------------ */
 
 /* Remembers a job, at the index, as one that stopping must wait for. */
@@ -193,7 +209,8 @@ void push_error(struct lua_State *L);
 /* Raises an error object of kind "encode". The message is on top of the stack. */
 _Noreturn void raise_encode(struct lua_State *L);
 
-extern const struct luaL_Reg lib_job_methods[]; /* of handles: what makes jobs */
+extern const struct luaL_Reg lib_job_methods[];    /* of handles: what makes jobs */
+extern const struct luaL_Reg lib_stream_methods[]; /* of jobs */
 /* Each adds its functions to the table on top of the stack, which is the module. */
 void lib_handle_open(struct lua_State *L);
 void lib_job_open(struct lua_State *L);

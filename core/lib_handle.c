@@ -45,6 +45,10 @@ int seam_put_run(struct handle *h, uint64_t id, const void *bytes, const size_t 
   return err ? err : 1;
 }
 
+int seam_slack(struct handle *h, uint64_t id) {
+  return h->pool ? plua_slack(h->pool, id) : 0;
+}
+
 int seam_flush(struct handle *h) {
   return h->pool ? plua_flush(h->pool) : 0;
 }

@@ -48,9 +48,7 @@ void raise_encode(lua_State *L) {
 /* ---- life ----------------------------------------------------------------------------------- */
 
 bool job_ready(const struct job *job) {
-  if (job->settled) return true;
-  if (job->keep == KEEP_ORDER) return job->front;
-  return job->keep == KEEP_QUEUE && job->done > job->taken;
+  return job->settled || job->front;
 }
 
 void future_done(lua_State *L, int at) {
@@ -168,6 +166,7 @@ int job_make(lua_State *L) {
                       .total = (uint64_t)field(L, 2, "total"),
                       .timeout = timeout_of(L),
                       .lowest = UINT64_MAX,
+                      .room = 1,
                       .epoch = h->epoch,
                       .settled = true};
   luaL_setmetatable(L, "plua.job");
@@ -265,63 +264,6 @@ static int job_cancel(lua_State *L) {
   return 0;
 }
 
-/* Whether item job->taken has arrived, and its outcome on top of the stack if so. */
-static bool front(lua_State *L, const struct job *job, int results) {
-  return lua_rawgeti(L, results, (lua_Integer)job->taken + 1) != LUA_TNIL;
-}
-
-/* What the reply held, on average: lengths of single replies are not kept. */
-static void let_go(struct job *job) {
-  uint64_t waiting = job->done - job->taken;
-  job->held -= waiting > 1 ? job->held / waiting : job->held;
-}
-
-/* job_check(L, 1), in a third of the time: the metatable is the upvalue. */
-static struct job *job_quick(lua_State *L) {
-  struct job *job = lua_touserdata(L, 1);
-  if (UNLIKELY(!job || !lua_getmetatable(L, 1) || !lua_rawequal(L, -1, lua_upvalueindex(1))))
-    return job_check(L, 1);
-  return job;
-}
-
-/* job:take() -> index, outcome, failed: the next one; nothing where it has not arrived. */
-static int job_take(lua_State *L) {
-  struct job *job = job_quick(L);
-  lua_settop(L, 1);
-  lua_getiuservalue(L, 1, J_RESULTS); /* stack: job, results */
-  lua_Integer index = (lua_Integer)job->taken + 1;
-  if (job->keep == KEEP_QUEUE) {
-    if (lua_rawgeti(L, 2, 2 * index - 1) == LUA_TNIL) return 0;
-    lua_rawgeti(L, 2, 2 * index);
-    lua_pushnil(L);
-    lua_rawseti(L, 2, 2 * index - 1);
-    lua_pushnil(L);
-    lua_rawseti(L, 2, 2 * index);
-    index = lua_tointeger(L, 3);
-  } else {
-    lua_pushinteger(L, index);
-    if (!front(L, job, 2)) return 0;
-    lua_pushnil(L);
-    lua_rawseti(L, 2, index);
-  } /* stack: job, results, index, outcome */
-  let_go(job);
-  job->taken++;
-  if (job->keep == KEEP_ORDER) {
-    job->front = front(L, job, 2);
-    lua_pop(L, 1);
-  }
-  if (lua_islightuserdata(L, 4)) { /* nil, marked: see lib_pump.c */
-    lua_pushnil(L);
-    lua_replace(L, 4);
-  }
-  if (!job->failures) return 2;
-  lua_getiuservalue(L, 1, J_FAILED);
-  lua_rawgeti(L, 5, index);
-  lua_pushnil(L);
-  lua_rawseti(L, 5, index);
-  return lua_replace(L, 5), 3;
-}
-
 /* job:own(future): whose callbacks run when the job is over. */
 static int job_own(lua_State *L) {
   job_check(L, 1);
@@ -369,9 +311,7 @@ void lib_job_open(lua_State *L) {
   };
   luaL_newmetatable(L, "plua.job");
   luaL_newlib(L, methods);
-  lua_pushvalue(L, -2);
-  lua_pushcclosure(L, job_take, 1);
-  lua_setfield(L, -2, "take");
+  luaL_setfuncs(L, lib_stream_methods, 0);
   lua_setfield(L, -2, "__index");
   lua_pop(L, 1);
   lua_createtable(L, 0, 0);

@@ -15,7 +15,7 @@
 #include "codec_plain.h"
 #include "lib.h"
 
-static const char maker_key, warner_key, ours_key, nil_mark;
+static const char maker_key, warner_key, ours_key;
 
 enum { NAP_NS = 500000000 };
 
@@ -196,15 +196,8 @@ static void keep_one(lua_State *L, struct job *job, uint64_t index) {
     lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
     return;
   case KEEP_ORDER:
-    if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushlightuserdata(L, (void *)&nil_mark);
-    lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
-    if (index == job->taken) job->front = true;
-    return;
   case KEEP_QUEUE:
-    if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushlightuserdata(L, (void *)&nil_mark);
-    lua_rawseti(L, AT_RESULTS, 2 * (lua_Integer)job->done + 2);
-    lua_pushinteger(L, (lua_Integer)index + 1);
-    lua_rawseti(L, AT_RESULTS, 2 * (lua_Integer)job->done + 1);
+    stream_keep(L, job, index, AT_JOB, AT_RESULTS);
     return;
   case KEEP_FUTURES:
     keep_future(L, index, 1);
@@ -262,8 +255,7 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
 static void count_bytes(struct job *job, size_t len, uint64_t n) {
   uint64_t out = job->count - job->done;
   if (job->bytes) job->bytes -= out > n ? job->bytes / out * n : job->bytes;
-  job->held += len;
-  job->replied += len;
+  stream_hold(job, len, n);
 }
 
 static void count_run(struct job *job, const struct run *run) {
@@ -335,10 +327,10 @@ static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   moved(L, p);
 }
 
-/* A plain result of a list: most are. False: it is something else, and still to be taken. */
-static bool take_plain(lua_State *L, const struct job *job, const plua_reply *r, uint64_t index) {
-  if (job->keep != KEEP_LIST || codec_plain_read(L, r->data, r->len) == 0) return false;
-  lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
+/* A plain result: most are. False: it is something else, and still to be taken. */
+static bool take_plain(lua_State *L, struct job *job, const plua_reply *r, uint64_t index) {
+  if (job->keep == KEEP_FUTURES || codec_plain_read(L, r->data, r->len) == 0) return false;
+  keep_one(L, job, index);
   return true;
 }
 

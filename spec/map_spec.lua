@@ -192,6 +192,47 @@ for _, workers in ipairs(TEAMS) do
       assert.same({ 1, 2, 3 }, got)
     end)
 
+    it("streams keep what belongs together, of small and large items, nil, errors", function()
+      local n <const>, long <const> = 3000, ("x"):rep(70)
+      local function item(i)
+        if i % 7 == 0 then return { i } end
+        return i % 5 == 0 and long .. i or i
+      end
+      local function source()
+        local i = 0
+        return function()
+          i = i + 1
+          if i > n then error("out of data", 0) end
+          return item(i)
+        end
+      end
+      local function f(x, i)
+        if i % 100 == 1 then error("an error") end
+        if i % 3 == 0 then return nil end
+        return type(x) == "table" and x[1] or x
+      end
+      for _, name in ipairs { "imap", "imap_unordered" } do
+        local seen, last = {}, 0
+        local fine <const>, err <const> = pcall(function()
+          local given <const> = { workers = opts.workers, on_error = "collect" }
+          for i, r in plua[name](f, source(), given) do
+            seen[i], last = (seen[i] or 0) + 1, last + 1
+            if name == "imap" then assert.equal(last, i) end
+            if i % 100 == 1 then
+              assert.equal(i, r.index)
+            else
+              local x <const> = item(i)
+              assert.equal(i % 3 ~= 0 and (type(x) == "table" and i or x) or nil, r)
+            end
+          end
+        end)
+        assert.is_false(fine)
+        assert.equal("out of data", err)
+        for i = 1, n do assert.equal(1, seen[i]) end
+        assert.equal(n, last)
+      end
+    end)
+
     it("an iterator that gives several values is refused where one is wanted", function()
       local source <const> = function() return 1, 2 end
       assert.has_error(function() plua.map(print, source, opts) end)

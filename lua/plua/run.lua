@@ -368,7 +368,7 @@ local function advance(stream)
     local _, _, _, _, taken <const>, bytes <const> = job:state()
     stream.taken = taken
     top_up(stream, bytes) -- first, so that workers go on while the script uses what there is
-    stream.credit = credit(stream)
+    job:lend(credit(stream) - 1)
     local index <const>, value <const>, failed <const> = job:take()
     if index then return deliver(stream, index, value, failed) end
     if job:state() then return finish(stream) end
@@ -388,22 +388,11 @@ function M.stream(begin, call)
   local session <const> = begin(call)
   local stream <const> = {
     session = session, source = source, workers = math.max(session.workers, 1), window = 0,
-    taken = 0, given = 0, credit = 0, ended = false, on_error = opts.on_error,
+    taken = 0, given = 0, ended = false, on_error = opts.on_error,
     tell = opts.tell,
     whole = call.order and call.keep == core.ORDER and source.n, -- the first may be begun last
   }
-  local job <const> = session.job
-  local take <const> = job.take
-  local function next_result()
-    local left <const> = stream.credit
-    if left <= 0 then return advance(stream) end
-    local index <const>, value <const>, failed <const> = take(job)
-    if not index then return advance(stream) end
-    stream.credit = left - 1
-    if failed then return deliver(stream, index, value, failed) end
-    return index, value
-  end
-  return next_result, nil, nil, session
+  return session.job:loop(function() return advance(stream) end), nil, nil, session
 end
 
 --- plua.find, over a stream in input order.
