@@ -103,7 +103,7 @@ local function add_ours(list, case)
   end
   if case.bare then
     list[#list + 1] = ours("bare", case, case.n)
-    list[#list].who, list[#list].what = "limit", "bare processes at the same time"
+    list[#list].who, list[#list].what = "limit", "two bare processes in turn with plua"
   end
 end
 
@@ -140,6 +140,7 @@ local function judge(case, results)
     for name, value in pairs(result.fields or {}) do medians[who .. "_" .. name] = value end
   end
   if not medians.plua then return targets end
+  medians.pair = measure.pair(results.plua, results.limit)
   local judged <const> = case.targets(medians)
   for i = 1, 3 do
     if judged[i] then

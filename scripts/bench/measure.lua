@@ -59,6 +59,15 @@ local function sum_up(result)
   return result
 end
 
+--- The median of the ratios of two contenders' figures, round by round; nil where there are none.
+function measure.pair(one, other)
+  local ratios <const> = {}
+  for i, value in ipairs(other and other.values or {}) do
+    ratios[i] = one.values[i] and one.values[i] / value
+  end
+  return ratios[1] and (measure.median(ratios))
+end
+
 --- Repeats all contenders of a case in turn.
 ---@param contenders {who: string, command: string, n: number}[]
 ---@param value fun(fields: table, n: number): number

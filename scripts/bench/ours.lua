@@ -168,57 +168,72 @@ end
 
 -- ---- items that compute ----
 
-function plain.cpu()
-  local data <const> = {}
-  for i = 1, n do data[i] = work.MS end
-  local pool <close> = warm_pool()
-  say("serial", seconds(loop(spin, data)))
-  say("seconds", seconds(pool.map, pool, spin, data))
+--- The time of f(), and around it that of the serial loop, half before and half after: the machine
+--- is not as fast at all times.
+local function beside_serial(data, f)
+  local half <const> = #data // 2
+  local before <const> = seconds(loop(spin, table.move(data, 1, half, 1, {})))
+  say("seconds", f())
+  say("serial", before + seconds(loop(spin, table.move(data, half + 1, #data, 1, {}))))
 end
 
---- Two bare processes that do half of the items each: what the machine can give now.
-runs.bare = {}
-function runs.bare.cpu()
-  local data <const>, command <const> = {}, ("%s %s serial cpu %d"):format(arg[-1], arg[0], n // 2)
+local function milliseconds()
+  local data <const> = {}
   for i = 1, n do data[i] = work.MS end
-  say("serial", seconds(loop(spin, data)))
+  return data
+end
+
+function plain.cpu()
+  local data <const>, pool <close> = milliseconds(), warm_pool()
+  beside_serial(data, function() return seconds(pool.map, pool, spin, data) end)
+end
+
+--- The longest time of bare processes that do so many passes each: what the machine can give now.
+local function bare(loads)
   local pipes <const>, slowest = {}, 0
-  for i = 1, WORKERS do pipes[i] = assert(io.popen(command)) end
+  for i, passes in ipairs(loads) do
+    pipes[i] = assert(io.popen(("%s %s bare spin %d"):format(arg[-1], arg[0], passes)))
+  end
   for _, pipe in ipairs(pipes) do
     slowest = math.max(slowest, tonumber(pipe:read("a"):match "seconds (%S+)"))
     pipe:close()
   end
-  say("seconds", slowest)
+  return slowest
 end
 
-function serial.cpu()
-  local data <const> = {}
-  for i = 1, n do data[i] = work.MS end
-  say("seconds", seconds(loop(spin, data)))
+runs.bare = {}
+function runs.bare.spin() say("seconds", seconds(spin, n)) end
+function runs.bare.cpu()
+  local half <const> = n // 2 * work.MS
+  beside_serial(milliseconds(), function() return bare { half, half } end)
 end
 
---- Beside the time: that of the serial loop, and the best time as a part of it.
-local function skew(place, opts, best)
+--- Beside the time: that of the serial loop, and the best time as a part of it. 'f' is given the
+--- data and what the longest of two workers has to do at the least.
+local function skew(place, f, best)
   local data <const> = work.skewed(place)
   local all = 0
   for _, cost in ipairs(data) do all = all + cost end
-  say("serial", seconds(loop(spin, data)))
-  say("seconds", seconds(plua.map, spin, data, team(opts)))
-  say("best", (best or work.greedy(data, WORKERS)) / all)
+  best = best or work.greedy(data, WORKERS)
+  beside_serial(data, function() return f(data, best, all) end)
+  say("best", best / all)
 end
+
+local function map_with(opts)
+  return function(data) return seconds(plua.map, spin, data, team(opts)) end
+end
+local function bare_skew(_, best, all) return bare { best, all - best } end
 
 for _, place in ipairs { "first", "middle", "last" } do
-  plain["skew_" .. place] = function() skew(place) end
+  plain["skew_" .. place] = function() skew(place, map_with {}) end
+  runs.bare["skew_" .. place] = function() skew(place, bare_skew) end
 end
 
+local OPTIMUM <const> = 400 * work.MS
 function plain.skew_weight()
-  local function weight(cost) return cost end
-  if not pcall(plua.map, cube, { 1 }, team { weight = weight }) then
-    print "none not built: there is no option weight"
-    return
-  end
-  skew("last", { weight = weight }, 400 * work.MS)
+  skew("last", map_with { weight = function(cost) return cost end }, OPTIMUM)
 end
+function runs.bare.skew_weight() skew("last", bare_skew, OPTIMUM) end
 
 -- ---- many processes, much memory ----
 

@@ -42,8 +42,11 @@ sub spins { my @out = mce_map { spin($_) } @_ }
 sub beside_serial {
   my @data = @_;
   spins(1, 1);
-  say_it(serial => seconds(sub { my @out = map { spin($_) } @data }));
+  my $half = int(@data / 2);
+  my $before = seconds(sub { my @out = map { spin($_) } @data[0 .. $half - 1] });
   say_it(seconds => seconds(sub { spins(@data) }));
+  my $after = seconds(sub { my @out = map { spin($_) } @data[$half .. $#data] });
+  say_it(serial => $before + $after);
 }
 
 sub kilobytes {
