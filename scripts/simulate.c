@@ -20,7 +20,7 @@
 
 #define WAKE_NS 10000     /* from a post until a worker that slept runs */
 #define BULK_NS 20000000  /* a parent that waits for everything looks that often */
-#define RING_RECORDS 8000 /* results of one worker that call the parent */
+#define RECORD 24         /* bytes of a small result in a ring; half a ring calls the parent */
 #define STRETCH_NS                                                               \
   300000 /* longer than the pool ever works in one go; shorter than a time slice \
           */
@@ -50,6 +50,7 @@ struct worker {
   int place;       /* in the heap of those that run; NONE: idle */
   unsigned end_n;  /* an END to tell: items */
   int64_t end_ns;
+  unsigned untold; /* results of batches that ended */
   bool up; /* that it has started is to be told */
 };
 
@@ -60,9 +61,9 @@ static struct {
   struct lane lane[2];
   int64_t *ends, *tells; /* of each worker: its batch ends; the next thing to tell happened */
   int *heap, *idle;
-  unsigned running, idles, ready, workers, at;
+  unsigned running, idles, ready, workers, at, ring;
   int64_t now, parent_ns;
-  uint64_t wakes, untold;
+  uint64_t wakes, untold, runs;
 } sim;
 
 /* ---- costs --------------------------------------------------------------------------------- */
@@ -168,12 +169,13 @@ static void run_idle(void) {
   }
 }
 
-/* The next worker whose batch ends goes on with another, or sleeps. False: it sleeps. */
+/* The next worker, whose batch ends, goes on with another, or sleeps. False: it sleeps. */
 static bool step(void) {
   int w = sim.heap[0];
   struct slot *s = &sim.slot[sim.worker[w].last];
   s->state = RAN;
   sim.untold += s->n - s->told;
+  sim.worker[w].untold += s->n - s->told;
   if (take(w, sim.ends[w])) {
     sink(0);
     return true;
@@ -338,7 +340,7 @@ static void tell_values(int w, struct link_event *e, plua_reply *replies, unsign
     if (++s->told == s->n) break;
     end += cost(s->first + s->told);
   } while (end <= sim.now && e->n < max);
-  if (s->state == RAN) sim.untold -= e->n;
+  if (s->state == RAN) sim.untold -= e->n, me->untold -= e->n;
   sim.now += sim.parent_ns * e->n;
   if (s->told < s->n) return;
   me->end_n = s->n;
@@ -392,13 +394,13 @@ static int sim_next(struct link *l, struct link_event *e, plua_reply *replies, u
   return r;
 }
 
-/* Sleeps until a worker finds nothing, few batches lie ready, or much is to be told. */
+/* Sleeps until a worker finds nothing, few batches lie ready, or a worker has much to tell. */
 static int sleep_until(int64_t until, int low) {
-  uint64_t most = sim.untold + RING_RECORDS;
   while (sim.running && sim.ends[sim.heap[0]] <= until) {
     if (sim.ends[sim.heap[0]] > sim.now) sim.now = sim.ends[sim.heap[0]];
+    const struct worker *w = &sim.worker[sim.heap[0]];
     bool ample = (int)sim.ready > low, slept = !step();
-    if (slept || (ample && (int)sim.ready <= low) || sim.untold > most) return 1;
+    if (slept || (ample && (int)sim.ready <= low) || w->untold > sim.ring) return 1;
   }
   if (until == NEVER) IMPOSSIBLE("nothing is left that could end");
   sim.now = until;
@@ -467,6 +469,13 @@ static const struct link_ops ops = {
   .close = sim_close,
 };
 
+/* Results that call the parent: half of a ring, which local.c makes smaller where there are many. */
+static unsigned ring_half(size_t workers) {
+  size_t size = RING_DEFAULT;
+  while (size > 16384 && size * workers > (size_t)1 << 26) size /= 2;
+  return (unsigned)(size / 2 / RECORD);
+}
+
 /* The linker puts these in the place of the real ones. */
 int __wrap_local_open(struct link **out, const plua_options *o, const plua_tasks *tasks);
 int64_t __wrap_now_ns(void);
@@ -483,6 +492,7 @@ int __wrap_local_open(struct link **out, const plua_options *o, const plua_tasks
   if (!sim.slot || !sim.worker || !sim.ends || !sim.tells || !sim.heap || !sim.idle) return -ENOMEM;
   sim.lane[0] = sim.lane[1] = (struct lane){NONE, NONE};
   sim.link = (struct link){.ops = &ops, .memory_fd = -1, .cap = (unsigned)n};
+  sim.ring = ring_half(n);
   sim.now = 1;
   *out = &sim.link;
   return 0;
@@ -527,6 +537,7 @@ static void pump(plua_pool *p, uint64_t items, size_t *most) {
     switch (e.what) {
     case PLUA_RESULT:
       done += (unsigned)n;
+      sim.runs++;
       break;
     case PLUA_FORK:
       check(plua_fork(p), "fork");
@@ -600,6 +611,7 @@ int main(int argc, char **argv) {
   printf("parent_ns_per_item %.1f\n", spent / (double)items);
   printf("batches %llu\n", (unsigned long long)stats.batches);
   printf("divided %llu\n", (unsigned long long)stats.taken_back);
+  printf("runs %llu\n", (unsigned long long)sim.runs);
   printf("wakes %llu\n", (unsigned long long)sim.wakes);
   printf("memory_bytes %lld\n", (long long)(most - before - tables(workers, slots)));
   return 0;

@@ -5,7 +5,8 @@ local COLOURS <const> = { "#0b5fa5", "#d1495b", "#2e8b57", "#edae49" }
 
 local function log10(x) return math.log(x, 10) end
 
---- A chart: title, y label, {low, high} of both axes (x logarithmic), series of {name, points}.
+--- A chart: title, what y and x are, {low, high} of both axes (x logarithmic), series of {name,
+--- points}; their names stand at the left above, or at the right below.
 local function chart(out, left, top, c)
   local function x_of(x)
     return left + WIDTH * (log10(x) - log10(c.x[1])) / (log10(c.x[2]) - log10(c.x[1]))
@@ -32,6 +33,8 @@ local function chart(out, left, top, c)
       x < 10000 and ("%g"):format(x) or ("1e%d"):format(math.floor(log10(x) + 0.5)))
     x = x * 10
   end
+  add('<text x="%d" y="%d" text-anchor="middle" fill="#555555">%s</text>', left + WIDTH // 2,
+    top + HEIGHT + 32, c.across or "workers")
   for i, s in ipairs(c.series) do
     local points <const> = {}
     for j, p in ipairs(s.points) do points[j] = ("%.1f,%.1f"):format(x_of(p[1]), y_of(p[2])) end
@@ -40,7 +43,11 @@ local function chart(out, left, top, c)
     for _, p in ipairs(s.points) do
       add('<circle cx="%.1f" cy="%.1f" r="3.5" fill="%s"/>', x_of(p[1]), y_of(p[2]), COLOURS[i])
     end
-    add('<text x="%d" y="%d" fill="%s">%s</text>', left + 10, top + 2 + 15 * i, COLOURS[i], s.name)
+    local below <const> = c.names_below
+    add('<text x="%d" y="%d" fill="%s" text-anchor="%s">%s</text>',
+      below and left + WIDTH - 8 or left + 10,
+      top + 2 + 15 * i + (below and HEIGHT - 15 * #c.series - 12 or 0), COLOURS[i],
+      below and "end" or "start", s.name)
   end
 end
 
@@ -66,15 +73,15 @@ local function of(law) return function(run) return run.law == law end end
 local function work(all)
   local series <const> = {}
   if #all.counts > 0 then
-    series[1] = { name = "instructions, job of 1e6 items", points = points(all.counts, "workers",
-      function(c) return c.each end) }
+    series[1] = { name = "instructions, 1,000 items a worker",
+      points = points(all.counts, "workers", function(c) return c.each end) }
   end
   for _, law in ipairs { "pareto", "lognormal" } do
     series[#series + 1] = { name = "ns, " .. law .. " costs", points = points(all.grid, "workers",
       function(r) return math.max(1, r.parent_ns_per_item) end, of(law)) }
   end
-  return { title = "The parent's work for an item", label = "pool, pump, sched; by workers",
-    x = { 10, 10000 }, y = { 1, 10000 }, log = true, marks = { 1, 10, 100, 1000, 10000 },
+  return { title = "The parent's work for an item", label = "pool, pump, sched",
+    x = { 10, 10000 }, y = { 1, 1000 }, log = true, marks = { 1, 10, 100, 1000 },
     series = series }
 end
 
@@ -84,7 +91,7 @@ local function makespan(all)
     series[i] = { name = law .. " costs", points = points(all.grid, "workers",
       function(r) return r.makespan_ns / r.greedy_ns end, of(law)) }
   end
-  return { title = "Makespan against greedy, item by item", label = "ratio; by workers",
+  return { title = "Makespan against greedy, item by item", label = "ratio",
     x = { 10, 10000 }, y = { 0.98, math.max(1.06, highest(series, 0)) },
     marks = { 0.98, 1, 1.02, 1.04, 1.06 }, target = 1.02, series = series }
 end
@@ -93,10 +100,11 @@ local function memory(all)
   local function mb(r) return r.memory_bytes / 1048576 end
   local series <const> = {
     { name = "by workers, 1e4 items each", points = points(all.grid, "workers", mb, of "pareto") },
-    { name = "by items in thousands, 100 workers", points = points(all.longer, "thousands", mb) },
+    { name = "by thousands of items, 100 workers", points = points(all.longer, "thousands", mb) },
   }
   return { title = "The parent's memory", label = "MB of pool, pump, sched", x = { 10, 10000 },
-    y = { 0.1, 10 }, log = true, marks = { 0.1, 1, 10 }, series = series }
+    across = "workers, or thousands of items", y = { 0.1, 10 }, log = true,
+    marks = { 0.1, 1, 10 }, series = series }
 end
 
 local function limit(all)
@@ -106,7 +114,8 @@ local function limit(all)
       function(r) return 100 * r.used end, function(r) return r.workers == workers end) }
   end
   return { title = ("Where the parent is the limit: %d ns a result"):format(all.result_ns),
-    label = "% of the workers' time that is work; by microseconds an item", x = { 1, 10000 },
+    label = "% of the workers' time that is work", across = "microseconds an item",
+    x = { 1, 10000 }, names_below = true,
     y = { 0, 100 }, marks = { 0, 25, 50, 75, 100 }, series = series }
 end
 

@@ -13,6 +13,7 @@ local draw <const> = require "curves"
 local build <const> = (arg[-1] or "build/plua"):match "^(.*)/" or "build"
 local TEAMS <const> = { 10, 100, 1000, 10000 }
 local MEAN_NS <const> = 10000 -- of an item
+local COUNTED <const> = 1000  -- items a worker whose instructions are counted
 local RESULT_NS <const> = 60  -- that the parent needs for a small result, as `make bench` shows
 
 local items, readme = 1e8, false
@@ -39,10 +40,12 @@ local function simulate(workers, n, law, mean_ns, parent_ns, prefix)
   return run
 end
 
---- Instructions of pool, pump and sched for an item, which repeat where the clock does not.
+--- Instructions of pool, pump and sched for an item, which repeat where the clock does not; each
+--- team has as many items a worker.
 local function instructions(workers)
   local out <const> = build .. "/simulate.callgrind"
-  simulate(workers, 1e6, "lognormal", MEAN_NS, 0,
+  local n <const> = COUNTED * workers
+  simulate(workers, n, "pareto", MEAN_NS, 0,
     "valgrind -q --tool=callgrind --callgrind-out-file=" .. out)
   local pipe <const> = assert(io.popen("callgrind_annotate --auto=no --threshold=100 " .. out))
   local sum = 0
@@ -53,7 +56,7 @@ local function instructions(workers)
     end
   end
   pipe:close()
-  return sum / 1e6
+  return sum / n
 end
 
 local LINE <const> = "%-10s %7s %12s %12s %10s %9s %10s %9s"
@@ -92,7 +95,7 @@ local function limited()
   local runs <const> = {}
   for _, workers in ipairs(TEAMS) do
     for _, mean_ns in ipairs { 1000, 10000, 100000, 1000000, 10000000 } do
-      local n <const> = math.min(items, math.max(200000, 40 * workers))
+      local n <const> = math.min(items, math.max(1000000, 40 * workers))
       local run <const> = simulate(workers, n, "constant", mean_ns, RESULT_NS)
       run.used = n * mean_ns / workers / run.makespan_ns
       runs[#runs + 1] = run
