@@ -43,7 +43,7 @@ static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame
   if (o->state != OUT_READY || o->seq != seq) return false;
   enum slot_says says = slot_says(l, slot, &w);
   if (says == SAYS_READY || (says == SAYS_TAKEN && w != (unsigned)(p - l->peer))) return false;
-  o->state = OUT_BEGUN;
+  posted_enter(l, f->tag, OUT_BEGUN);
   p->seq = seq;
   e->slot = p->slot = (int)slot;
   e->what = LINK_BEGIN;
@@ -168,7 +168,7 @@ static int tell_frame(struct local *l, struct peer *p, struct link_event *e, str
 /* ---- deaths -------------------------------------------------------------------------------- */
 
 static int tell_back(struct local *l, unsigned i, struct link_event *e) {
-  l->posted[i].state = OUT_NONE;
+  posted_enter(l, i, OUT_NONE);
   e->what = LINK_BACK;
   e->slot = (int)i;
   return 1;
@@ -178,7 +178,7 @@ static int tell_back(struct local *l, unsigned i, struct link_event *e) {
    their rings. */
 static int tell_orphan(struct local *l, const struct peer *dead, struct link_event *e) {
   unsigned w;
-  for (unsigned i = 0; i < l->team.view.slots; i++) {
+  for (unsigned i = 0; l->ready && i < l->team.view.slots; i++) {
     if (l->posted[i].state != OUT_READY || slot_says(l, i, &w) != SAYS_TAKEN) continue;
     if (&l->peer[w] != dead && l->peer[w].state != P_NONE) continue;
     e->worker = (int)w;
@@ -215,12 +215,8 @@ static void forget_peer(struct local *l, struct peer *p) {
     fallocate(l->team.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
               (off_t)team_spill(&l->team, (unsigned)(p - l->peer)), (off_t)l->team.spill_len);
   p->state = P_NONE;
-  for (unsigned i = 0; i < l->lives; i++)
-    if (&l->peer[l->live[i]] == p) {
-      l->live[i] = l->live[--l->lives];
-      break;
-    }
-  l->at = 0;
+  if (&l->peer[l->live[l->at]] != p) IMPOSSIBLE("a death was told out of turn");
+  l->live[l->at] = l->live[--l->lives];
 }
 
 static int tell_death(struct local *l, struct peer *p, struct link_event *e) {

@@ -50,6 +50,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
   s->call_len = b->call_len;
   s->n = (uint16_t)b->n;
   s->attempt = (uint16_t)(b->attempt < UINT16_MAX ? b->attempt : UINT16_MAX);
+  posted_enter(l, i, OUT_READY);
   l->posted[i] = (struct posted){OUT_READY, next_seq(l), b->n, lane};
   board_post(v, i, l->posted[i].seq, lane);
   l->fresh++;
@@ -80,7 +81,7 @@ static int local_retract(struct link *link, unsigned i, unsigned keep) {
   if (p->state == OUT_NONE) return -1;
   FAIL_POINT(P_TAKEBACK);
   if (p->state == OUT_READY && board_withdraw(v, i, p->seq)) {
-    p->state = OUT_NONE;
+    posted_enter(l, i, OUT_NONE);
     return 0;
   }
   int w = taker(l, i);
@@ -98,7 +99,7 @@ static void local_release(struct link *link, unsigned i) {
   struct local *l = self(link);
   FAIL_POINT(P_RELEASE);
   if (l->posted[i].state == OUT_NONE) IMPOSSIBLE("slot released twice");
-  l->posted[i].state = OUT_NONE;
+  posted_enter(l, i, OUT_NONE);
 }
 
 /* ---- processes ----------------------------------------------------------------------------- */

@@ -57,6 +57,7 @@ struct local {
   int *live;          /* numbers of peers that are not P_NONE */
   unsigned lives, at; /* 'at': the peer in live[] that is looked at */
   struct posted *posted;
+  unsigned ready; /* of them are OUT_READY */
   uint32_t seq;
   unsigned fresh; /* batches posted since the last flush */
   struct proc spare;
@@ -74,6 +75,11 @@ struct local {
   unsigned frames;    /* told since descriptors were looked at */
 };
 
+/* The only writer of a slot's state. */
+static inline void posted_enter(struct local *l, unsigned i, enum posted_state state) {
+  l->ready += (state == OUT_READY) - (l->posted[i].state == OUT_READY);
+  l->posted[i].state = state;
+}
 /* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. As link_ops.next. */
 int hear_next(struct local *l, struct link_event *e, plua_reply *replies, unsigned max);
 /* hear.c: whether hear_next has something; 'how' as in link_ops.wait. */
