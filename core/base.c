@@ -4,7 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +52,15 @@ int fd_above_stdio(int fd) {
   int err = copy < 0 ? -errno : copy;
   close(fd);
   return err;
+}
+
+void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
+  struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
+  syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
+}
+
+void futex_wake(_Atomic uint32_t *word) {
+  syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 /* What malloc does before it serves a large block. One that it would map is too large. */

@@ -3,6 +3,7 @@
 #ifndef PLUA_BASE_H
 #define PLUA_BASE_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +45,11 @@ ssize_t read_all(int fd, void *bytes, size_t len);
 /* A copy of 'fd' that is at least 3, close-on-exec, 'fd' closed; so that a host that runs with
    closed standard streams never finds ours in their place. Negative passes; else fd or -errno. */
 int fd_above_stdio(int fd);
+
+/* Sleeps while the word is 'seen', for at most so long; may wake for no reason. */
+void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms);
+/* Wakes all who sleep on the word. */
+void futex_wake(_Atomic uint32_t *word);
 
 /* Has malloc put freed blocks in order now: each process forked from here would do it at its first
    call of malloc, and copy the pages that they lie in. */

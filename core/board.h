@@ -53,6 +53,8 @@ struct lane {
   _Atomic uint64_t tail;  /* owner: entries posted so far */
 };
 
+enum { SPARE_RUN = 64 }; /* workers that the spare makes at one request */
+
 struct board {
   _Atomic uint32_t bell;     /* futex of idle workers; changes when the owner posts */
   _Atomic uint32_t sleepers; /* workers about to sleep on it: a hint, corrected at deaths */
@@ -61,10 +63,15 @@ struct board {
   struct lane lane[LANES];
   _Atomic uint64_t low; /* who takes this position of the normal lane, or one behind, rings;
                            the first one sets it to UINT64_MAX */
-  _Atomic uint32_t spare_ask, spare_done; /* futexes between the owner and the spare */
-  _Atomic int32_t spare_worker, spare_pid;
-  _Atomic uint64_t spare_check; /* over the request and a number that only the team knows */
-  char pad[48];
+  /* Owner: has the spare make workers from 'first' on; a futex, and what it stands for. The checks
+     are over the rest and a number that only the team knows. */
+  _Atomic uint32_t spare_ask, spare_first, spare_count;
+  uint32_t pad;
+  _Atomic uint64_t spare_check;
+  char pad2[48];
+  /* Kernel: the process of each, before it runs. Spare: the check, a futex. */
+  _Atomic int32_t spare_pid[SPARE_RUN];
+  _Atomic uint32_t spare_said[SPARE_RUN];
   /* then: uint64_t order[LANES][queue] (seq:32 | slot:32), struct slot slot[slots] */
 };
 

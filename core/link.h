@@ -68,8 +68,9 @@ struct link_ops {
   int (*retract)(struct link *l, unsigned slot, unsigned keep);
   /* Every outcome of the batch has come: its slot is free. */
   void (*release)(struct link *l, unsigned slot);
-  /* Starts worker w. Does not return in the worker. 0 or a negative code. */
-  int (*start)(struct link *l, int w);
+  /* Starts worker w, and perhaps some of those behind it, n in all at most: how many, or a negative
+     code. Does not return in the workers. */
+  int (*start)(struct link *l, int w, unsigned n);
   /* Asks worker w to leave when it is idle; w negative: all of them. */
   void (*retire)(struct link *l, int w);
   /* Stops the worker that runs one of the items [low, high) of 'slot' from claiming: its number,

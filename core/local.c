@@ -114,7 +114,7 @@ static void slice_make(struct local *l, unsigned w) {
   struct slice *s = p->slice = team_slice(&l->team, w);
   atomic_store(&s->word, 0);
   atomic_store(&s->retire, 0);
-  atomic_store(&s->go, 0);
+  atomic_store(&s->go, GO_NOT);
   atomic_store(&s->sleeping, 0);
   atomic_store(&s->spill_done, 0);
   ring_clear(&s->ring);
@@ -139,44 +139,24 @@ static int spare_make(struct local *l) {
   return r < 0 ? r : 0;
 }
 
-/* 0 and the process, a negative code, or 1: the spare is of no use, and is gone. */
-static int fork_from_spare(struct local *l, unsigned w, struct proc *out) {
-  if (!l->spare.pid) return 1;
-  pid_t pid = spare_fork(&l->team, &l->spare, w);
-  if (pid > 0) return proc_adopt(out, pid);
-  spare_drop(l);
-  pid = atomic_load(&l->team.view.board->spare_pid); /* it may have made one after all */
-  return pid > 0 ? proc_adopt(out, pid) : 1;
+static void let_go(struct slice *s) {
+  FAIL_POINT(P_GO);
+  if (atomic_exchange(&s->go, GO_NOW) == GO_AWAITED) futex_wake(&s->go);
 }
 
-static int process_make(struct local *l, unsigned w, struct proc *out) {
-  int r = fork_from_spare(l, w, out);
-  if (r <= 0) return r;
-  r = proc_fork(out);
-  if (r == 0) serve(&l->team, w);
-  return r < 0 ? r : 0;
+static void discard(struct proc *p) {
+  int sig, status;
+  proc_signal(p, SIGKILL);
+  proc_reap(p, &sig, &status);
 }
 
-static int local_start(struct link *link, int number) {
-  struct local *l = self(link);
-  unsigned w = (unsigned)number;
-  if (number < 0 || w >= l->team.cap) return PLUA_EARG;
+/* Watches the process that was made for worker w, and lets it begin; else it is ended. */
+static int peer_begin(struct local *l, unsigned w) {
   struct peer *p = &l->peer[w];
-  if (p->state != P_NONE) IMPOSSIBLE("worker started twice");
-  if (!l->alone && proc_threads() > 1) return PLUA_ETHREADS;
-  if (!l->alone) heap_sort();
-  l->alone = true;
-  slice_make(l, w);
-  int err = 0;
-  if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) err = spare_make(l);
-  if (!err) err = process_make(l, w, &p->proc);
-  if (err) return err;
-  err = FAIL_ERROR(P_WATCH);
+  int err = FAIL_ERROR(P_WATCH);
   if (!err && p->proc.fd >= 0) err = watch(l, p->proc.fd, w);
   if (err) {
-    int sig, status;
-    proc_signal(&p->proc, SIGKILL);
-    proc_reap(&p->proc, &sig, &status);
+    discard(&p->proc);
     return err;
   }
   p->state = p->proc.fd >= 0 ? P_ALIVE : P_ENDED;
@@ -187,9 +167,57 @@ static int local_start(struct link *link, int number) {
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;
-  FAIL_POINT(P_GO);
-  atomic_store(&p->slice->go, 1);
+  let_go(p->slice);
   return 0;
+}
+
+/* How many workers the spare has made, the first ones; or a negative code. 0: it is of no use, and
+   is gone. What it makes behind one that cannot be watched is ended. */
+static int start_by_spare(struct local *l, struct spare_run run) {
+  int started = 0, err = 0;
+  for (unsigned i = 0; i < run.n; i++) slice_make(l, run.first + i);
+  spare_ask(&l->team, run);
+  for (unsigned i = 0; i < run.n; i++) {
+    struct proc *p = &l->peer[run.first + i].proc;
+    pid_t pid = spare_made(&l->team, &l->spare, run, i);
+    if (pid <= 0) {
+      spare_drop(l);
+      pid = spare_made(&l->team, &l->spare, run, i); /* it may have made one after all */
+    }
+    if (pid <= 0) break;
+    int failed = proc_adopt(p, pid);
+    if (!failed && err) discard(p);
+    if (!failed && !err) failed = peer_begin(l, run.first + i);
+    if (!err) err = failed;
+    started += !err;
+  }
+  return started ? started : err;
+}
+
+static int start_by_fork(struct local *l, unsigned w) {
+  slice_make(l, w);
+  int r = proc_fork(&l->peer[w].proc);
+  if (r == 0) {
+    serve_ready(&l->team);
+    serve(&l->team, w);
+  }
+  if (r > 0) r = peer_begin(l, w);
+  return r < 0 ? r : 1;
+}
+
+static int local_start(struct link *link, int number, unsigned n) {
+  struct local *l = self(link);
+  struct spare_run run = {(unsigned)number, n < SPARE_RUN ? n : SPARE_RUN};
+  if (number < 0 || !n || run.first + run.n > l->team.cap) return PLUA_EARG;
+  for (unsigned i = 0; i < run.n; i++)
+    if (l->peer[run.first + i].state != P_NONE) IMPOSSIBLE("worker started twice");
+  if (!l->alone && proc_threads() > 1) return PLUA_ETHREADS;
+  if (!l->alone) heap_sort();
+  l->alone = true;
+  int r = 0;
+  if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) r = spare_make(l);
+  if (!r && l->spare.pid) r = start_by_spare(l, run);
+  return r ? r : start_by_fork(l, run.first);
 }
 
 static void local_retire(struct link *link, int w) {

@@ -122,7 +122,8 @@ struct plua_feed {
    timeout_retries, other positive answers to error_retries. */
 enum { PLUA_TIMED_OUT = 4014 };
 
-/* The functions of a pool. All are called in workers only, never in the owner. */
+/* The functions of a pool. All are called in workers only (and 'ready' in the spare), never in the
+   owner. */
 typedef struct plua_tasks {
   size_t size; /* sizeof(plua_tasks) */
   void *ctx;   /* handed to each */
@@ -147,14 +148,19 @@ typedef struct plua_tasks {
      follow until feed->done answers 0. So what is set up around an item (a lua_pcall, a try) can be
      set up around many. */
   void (*run_many)(void *ctx, plua_feed *feed);
+  /* Optional. Called once, before 'guard', in a process that becomes a worker or, where there is a
+     spare (PLUA_SPARE), of which workers are copies: does what all of them have in common. One that
+     cannot must end its process, by _exit. */
+  void (*ready)(void *ctx);
 } plua_tasks;
 
 /* ---- pools --------------------------------------------------------------------------------- */
 
 enum {
   PLUA_KEEP_FDS = 1, /* workers keep the owner's descriptors; else all but 0, 1, 2 are closed */
-  PLUA_SPARE = 2,    /* fork one idle spare at the start and make replacements from it, so that
-                        they see the state of now though the owner moves on meanwhile */
+  PLUA_SPARE = 2,    /* fork one idle spare at the start and make workers from it, so that
+                        replacements see the state of now though the owner moves on meanwhile; many
+                        workers are started sooner, since what they have in common is done once */
   PLUA_GROUPED = 4, /* what an item writes to descriptors 1 and 2 comes out as one block when it has
                        ended, before its outcome is told; that of one whose worker died is written
                        by the owner, in plua_next. It lies in an unlinked file below TMPDIR

@@ -105,6 +105,14 @@ static int fork_failed(plua_pool *p, int err, int started) {
   return started;
 }
 
+/* How many workers in a row are to be started, from *w on; 0: none. */
+static unsigned vacant(const plua_pool *p, unsigned *w) {
+  unsigned n = 0, most = p->alive < p->target ? p->target - p->alive : 0;
+  while (*w < p->link->cap && p->worker[*w].state != W_NONE) ++*w;
+  while (n < most && *w + n < p->link->cap && p->worker[*w + n].state == W_NONE) n++;
+  return n;
+}
+
 int plua_fork(plua_pool *p) {
   OWNED(p);
   if (p->failed) return p->failed;
@@ -112,14 +120,15 @@ int plua_fork(plua_pool *p) {
   p->fork_told = false;
   p->fork_after_ns = 0;
   pool_post(p);
-  for (unsigned w = 0; w < p->link->cap && p->alive < p->target; w++) {
-    if (p->worker[w].state != W_NONE) continue;
-    int err = p->link->ops->start(p->link, (int)w);
-    if (err < 0) return fork_failed(p, err, started);
-    p->worker[w] = (struct worker){.state = W_BOOTING, .in_slot = -1};
-    p->alive++;
-    p->started++;
-    started++;
+  for (unsigned w = 0, n; (n = vacant(p, &w)) > 0; w += n) {
+    int got = p->link->ops->start(p->link, (int)w, n);
+    if (got < 0) return fork_failed(p, got, started);
+    n = (unsigned)got;
+    for (unsigned i = 0; i < n; i++)
+      p->worker[w + i] = (struct worker){.state = W_BOOTING, .in_slot = -1};
+    p->alive += n;
+    p->started += n;
+    started += got;
   }
   return started;
 }

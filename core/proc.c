@@ -157,9 +157,12 @@ static void signals_reset(const struct proc_signals *s) {
   sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-void proc_child(pid_t parent, const struct proc_signals *s) {
+void proc_tie(pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(0); /* it died before the line above */
+}
+
+void proc_child(const struct proc_signals *s) {
   signals_reset(s);
   int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
   if (null > 0) {

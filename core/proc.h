@@ -49,13 +49,13 @@ bool proc_stopped(const struct proc *p);
  *status is -1 when the host took the status away. */
 void proc_reap(struct proc *p, int *sig, int *status);
 
-/* Child: dies with its parent, default signals, empty mask, /dev/null as stdin. What a terminal or
-   a batch system sends to a whole group is the parent's affair: SIGINT, and what it handles of
-   SIGHUP, SIGTERM, SIGUSR1 and SIGUSR2, does nothing here; what it ignores of these and of SIGQUIT
-   (nohup, a shell's background jobs) stays ignored. Leaves by _exit when the parent is gone
-   already.
- */
-void proc_child(pid_t parent, const struct proc_signals *s);
+/* Child: dies with its parent; leaves by _exit when that is gone already. */
+void proc_tie(pid_t parent);
+/* Child: default signals, empty mask, /dev/null as stdin; its own children inherit that. What a
+   terminal or a batch system sends to a whole group is the parent's affair: SIGINT, and what it
+   handles of SIGHUP, SIGTERM, SIGUSR1 and SIGUSR2, does nothing here; what it ignores of these and
+   of SIGQUIT (nohup, a shell's background jobs) stays ignored. */
+void proc_child(const struct proc_signals *s);
 /* Child: closes every descriptor above 2 but the n at 'keep' (negative ones are none). */
 void proc_close_others(const int *keep, int n);
 

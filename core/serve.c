@@ -427,8 +427,9 @@ static void take_all(struct server *s) {
 /* The owner may find that it cannot watch this process, and discard it: nothing may have run then.
  */
 static void wait_for_go(const struct server *s) {
-  struct timespec t = {0, 50000};
-  while (!atomic_load(&s->slice->go)) nanosleep(&t, NULL);
+  uint32_t seen = GO_NOT;
+  atomic_compare_exchange_strong(&s->slice->go, &seen, GO_AWAITED);
+  while (atomic_load(&s->slice->go) != GO_NOW) futex_wait(&s->slice->go, GO_AWAITED, WAIT_MS);
 }
 
 /* ---- birth and end ------------------------------------------------------------------------- */
@@ -469,26 +470,24 @@ static void leave_at_once(int status, void *unused) {
   _exit(status);
 }
 
-static struct server *served; /* for the signal handler */
+static struct server server; /* this process is a worker and nothing else */
 
 /* The owner names the item that shall end; a signal that comes late finds another one running. */
 static void interrupted(int sig) {
   (void)sig;
-  struct server *s = served;
+  struct server *s = &server;
   if (s->running && s->running == atomic_load(&s->slice->interrupt))
     s->team->tasks.interrupt(s->team->tasks.ctx);
 }
 
-static void listen(struct server *s) {
+static void listen(const struct team *t) {
   struct sigaction a = {.sa_handler = interrupted}; /* no SA_RESTART: blocked calls return */
-  served = s;
-  if (s->team->tasks.interrupt) sigaction(SIGURG, &a, NULL);
+  if (t->tasks.interrupt) sigaction(SIGURG, &a, NULL);
 }
 
-static const volatile char *mark_process(void) {
+static char *page_of_ours(void) {
   char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0) _exit(STATUS_GUARD);
-  *page = 1;
   return page;
 }
 
@@ -501,32 +500,44 @@ static void offer_to_oom(void) {
   close(fd);
 }
 
+/* The memory's is closed once the worker's slice is mapped. */
 static void close_ours(const struct team *t) {
   if (!(t->flags & PLUA_KEEP_FDS)) {
-    proc_close_others((int[]){t->bell_fd, t->mail_fd[1]}, 2);
+    proc_close_others((int[]){t->bell_fd, t->memory_fd, t->mail_fd[1]}, 3);
     return;
   }
   close(t->epoll_fd);
-  close(t->memory_fd);
   if (t->mail_fd[0] >= 0) close(t->mail_fd[0]);
 }
 
-_Noreturn void serve(struct team *t, unsigned w) {
-  static struct server server; /* this process is a worker and nothing else */
-  struct server *s = &server;
-  FAIL_POINT(W_BOOT);
-  proc_child(t->owner, &t->signals);
-  if (team_enter(t, w) < 0) _exit(STATUS_BOARD);
+static char *ours; /* the page that tells this process from those that it forks */
+
+void serve_ready(struct team *t) {
+  proc_tie(t->owner);
+  proc_child(&t->signals);
+  if (team_enter(t) < 0) _exit(STATUS_BOARD);
   close_ours(t);
   on_exit(leave_at_once, NULL);
   __fpurge(stdin);
   offer_to_oom();
-  *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = mark_process()};
+  server.running = 0; /* of a worker that this one is a child of */
+  listen(t);
+  ours = page_of_ours();
+  if (t->tasks.ready) t->tasks.ready(t->tasks.ctx);
+}
+
+_Noreturn void serve(struct team *t, unsigned w) {
+  struct server *s = &server;
+  FAIL_POINT(W_BOOT);
+  proc_tie(t->owner);
+  if (team_enter_slice(t, w) < 0) _exit(STATUS_BOARD);
+  close(t->memory_fd);
+  *ours = 1;
+  *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = ours};
   s->out.more = more;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
   ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
-  listen(s);
   rss_begin(s);
   wait_for_go(s);
   FAIL_POINT(W_GO);

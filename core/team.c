@@ -58,9 +58,11 @@ static int map_area(const struct team *t, size_t off, size_t len, int prot) {
   return 0;
 }
 
-int team_enter(const struct team *t, unsigned w) {
-  int err = map_area(t, t->payload_off, t->payload_len, PROT_READ);
-  if (err) return err;
+int team_enter(const struct team *t) {
+  return map_area(t, t->payload_off, t->payload_len, PROT_READ);
+}
+
+int team_enter_slice(const struct team *t, unsigned w) {
   return map_area(t, t->slices_off + (size_t)w * t->stride, t->stride, PROT_READ | PROT_WRITE);
 }
 

@@ -15,7 +15,7 @@ struct slice {
   _Atomic uint64_t word; /* board.h */
   char pad0[56];
   _Atomic uint32_t retire;     /* owner: leave when idle */
-  _Atomic uint32_t go;         /* owner: this process is watched and may begin */
+  _Atomic uint32_t go;         /* owner: this process is watched and may begin; a futex */
   _Atomic uint32_t sleeping;   /* worker: AWAKE, DROWSY, ASLEEP, WAKING (board.h) */
   _Atomic uint32_t spill_done; /* owner: spilled messages that it has released */
   _Atomic uint64_t
@@ -24,6 +24,8 @@ struct slice {
   char pad1[16];
   struct ring_shared ring;
 };
+
+enum { GO_NOT, GO_AWAITED, GO_NOW };
 
 struct team {
   unsigned char *base;
@@ -82,16 +84,27 @@ static inline size_t team_spill(const struct team *t, unsigned w) {
 int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
 void team_close(struct team *t);
 
-/* In a process forked by the owner, which has the board only: maps the payload area, to be read,
-   and the slice of worker w. 0 or a negated errno. */
-int team_enter(const struct team *t, unsigned w);
+/* In a process forked by the owner, which has the board only: maps the payload area, to be read;
+   the slice of worker w. 0 or a negated errno. */
+int team_enter(const struct team *t);
+int team_enter_slice(const struct team *t, unsigned w);
 
-/* spare.c: an idle copy of the owner, from which workers are made later. */
+/* spare.c: an idle copy of the owner, from which workers are made. */
 _Noreturn void spare_serve(struct team *t);
-/* Owner: has the spare make worker w. Its pid, or a negative code when the spare cannot. */
-pid_t spare_fork(struct team *t, const struct proc *spare, unsigned w);
+/* Workers first .. first + n - 1; n at most SPARE_RUN. */
+struct spare_run {
+  unsigned first, n;
+};
+/* Owner: has the spare make workers, in that order. */
+void spare_ask(struct team *t, struct spare_run run);
+/* Owner: waits for the i-th of those: its pid, or a negative code: then no other is made behind it,
+   unless the spare lives and goes on. */
+pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run, unsigned i);
 
-/* serve.c: the life of worker w, from just after the fork to its _exit. */
+/* serve.c: what all workers have in common, in a process that the owner has forked and that becomes
+   a worker, or makes them. */
+void serve_ready(struct team *t);
+/* The life of worker w, in a process that is ready, or its copy: ends in _exit. */
 _Noreturn void serve(struct team *t, unsigned w);
 
 #endif

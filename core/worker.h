@@ -195,6 +195,7 @@ void output_end(void);
 void block_bounds(uint64_t b, uint64_t n, uint64_t *lo, uint64_t *hi);
 
 /* The parts that both task tables share. */
+void runner_ready(void *ctx);
 void runner_guard(void *ctx, void (*body)(void *arg), void *arg);
 int runner_enter(void *ctx, const plua_self *self, plua_out *out);
 int runner_leave(void *ctx, plua_out *out);

@@ -242,7 +242,7 @@ static void once_many(void *ctx, plua_feed *feed) {
 
 plua_tasks once_tasks(struct runner *r) {
   return (plua_tasks){sizeof(plua_tasks), r,        runner_guard, runner_enter, once_run,
-                      runner_leave,       stop_now, once_many};
+                      runner_leave,       stop_now, once_many,    runner_ready};
 }
 
 /* ---- pools ---------------------------------------------------------------------------------- */
@@ -362,5 +362,5 @@ static void pool_many(void *ctx, plua_feed *feed) {
 
 plua_tasks pool_tasks(struct runner *r) {
   return (plua_tasks){sizeof(plua_tasks), r,        runner_guard, runner_enter, pool_run,
-                      runner_leave,       stop_now, pool_many};
+                      runner_leave,       stop_now, pool_many,    runner_ready};
 }

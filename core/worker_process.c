@@ -13,6 +13,8 @@
 #include "codec.h"
 #include "worker.h"
 
+static const char thread_key; /* of the thread that runs items */
+
 void runner_slots(struct runner *r) {
   lua_State *L = r->L;
   luaL_checkstack(L, LUA_MINSTACK + SLOTS, NULL);
@@ -42,11 +44,10 @@ static int guard_inner(lua_State *L) {
   return 0;
 }
 
-/* On the thread that forked: makes the thread that runs items. Each has a pcall of its own, since
-   an error on a thread without one would unwind the frames inherited from the parent. */
+/* On the thread that forked. The one that runs items has a pcall of its own too, since an error on
+   a thread without one would unwind the frames inherited from the parent. */
 static int guard_outer(lua_State *L) {
   struct guarded *g = lua_touserdata(L, 1);
-  g->r->L = lua_newthread(L);
   lua_pushcfunction(g->r->L, guard_inner);
   lua_pushlightuserdata(g->r->L, g);
   if (lua_pcall(g->r->L, 1, 0, 0) != LUA_OK)
@@ -57,9 +58,6 @@ static int guard_outer(lua_State *L) {
 void runner_guard(void *ctx, void (*body)(void *arg), void *arg) {
   struct guarded g = {ctx, body, arg};
   lua_State *L = g.r->host;
-  stop_open();
-  memory_open(g.r);
-  lua_sethook(L, NULL, 0, 0); /* the parent's: an interrupt that it has not seen yet, a debugger */
   if (!lua_checkstack(L, 4)) return;
   lua_pushcfunction(L, guard_outer);
   lua_pushlightuserdata(L, &g);
@@ -116,25 +114,40 @@ static void bear_mark(const struct runtime *rt) {
   if (*rt->name) prctl(PR_SET_NAME, rt->name);
 }
 
-static void become_process(struct runner *r, const plua_self *self) {
-  lua_State *L = r->L;
+static int ready_inner(lua_State *L) {
+  struct runner *r = lua_touserdata(L, 1);
   struct runtime *rt = r->rt;
+  r->L = lua_newthread(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &thread_key);
+  lua_settop(L, 0);
   rt->epoch++;
   rt->depth = 0; /* nothing of the parent's runs here */
   rt->running = false;
-  rt->worker = self->worker;
   rt->stop = PLUA_STOP_NONE; /* the parent's affair: here the item that runs may finish */
   bear_mark(rt);
   limit_threads(r->cores);
-  r->spent = self->spent;
-  output_open(L);
+  if (!r->grouped) output_open(L);
   on_exit(at_exit, NULL); /* a C library that calls exit() */
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   if (lua_getfield(L, -1, "os") == LUA_TTABLE) {
     lua_pushcfunction(L, os_exit);
     lua_setfield(L, -2, "exit");
   }
-  lua_pop(L, 2);
+  return 0;
+}
+
+void runner_ready(void *ctx) {
+  struct runner *r = ctx;
+  lua_State *L = r->host;
+  stop_open();
+  memory_open(r);
+  lua_sethook(L, NULL, 0, 0); /* the parent's: an interrupt that it has not seen yet, a debugger */
+  if (!lua_checkstack(L, 4)) _exit(EXIT_FAILURE);
+  lua_pushcfunction(L, ready_inner);
+  lua_pushlightuserdata(L, r);
+  if (lua_pcall(L, 1, 0, 0) == LUA_OK) return;
+  fprintf(stderr, "plua: worker: %s\n", luaL_tolstring(L, -1, NULL));
+  _exit(EXIT_FAILURE);
 }
 
 /* Calls the function in 'slot', if there is one. 0, or what 'enter' and 'leave' answer. */
@@ -158,7 +171,9 @@ static int call_slot(struct runner *r, int slot, plua_out *out) {
 
 int runner_enter(void *ctx, const plua_self *self, plua_out *out) {
   struct runner *r = ctx;
-  if (r->process) become_process(r, self);
+  if (r->process) r->rt->worker = self->worker;
+  if (r->process) r->spent = self->spent;
+  if (r->process && r->grouped) output_open(r->L); /* now that it is kept */
   runner_load(r);
   return call_slot(r, SLOT_INIT, out);
 }

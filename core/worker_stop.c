@@ -27,6 +27,9 @@ struct stop {
 };
 
 static struct stop *stop; /* NULL: no worker, so nothing is ever interrupted */
+/* The first set, which most workers do with, is no block of malloc's: to take one would unshare
+   some pages. */
+static lua_State *volatile first_set[CAP_MIN];
 static const char report_key;
 
 /* ---- the set of threads --------------------------------------------------------------------- */
@@ -44,7 +47,7 @@ static void place(lua_State *volatile *set, size_t cap, lua_State *L) {
 /* The handler may run between any two stores: the larger set is whole before it is shown, and shown
    before its size is. */
 static bool enlarge(struct stop *s) {
-  size_t cap = s->cap ? 2 * s->cap : CAP_MIN;
+  size_t cap = 2 * s->cap;
   size_t pointer = sizeof(void *);
   lua_State *volatile *old = s->set, *volatile *fresh = calloc(cap, pointer);
   if (!fresh) return false;
@@ -52,7 +55,7 @@ static bool enlarge(struct stop *s) {
     if (old[i]) place(fresh, cap, old[i]);
   s->set = fresh;
   s->cap = cap;
-  free((void *)old);
+  if (old != first_set) free((void *)old);
   return true;
 }
 
@@ -91,10 +94,9 @@ void stop_gone(void *block) {
 }
 
 void stop_open(void) {
-  struct stop *s = stop ? stop : calloc(1, sizeof *s);
-  if (!s) return; /* then its items cannot be interrupted, and are killed */
-  s->armed = s->hit = 0;
-  stop = s;
+  static struct stop only = {.set = first_set, .cap = CAP_MIN};
+  only.armed = only.hit = 0;
+  stop = &only;
 }
 
 /* ---- interrupting --------------------------------------------------------------------------- */

@@ -305,15 +305,16 @@ static void sim_release(struct link *l, unsigned i) {
   (void)i;
 }
 
-static int sim_start(struct link *l, int w) {
+static int sim_start(struct link *l, int w, unsigned n) {
   (void)l;
+  (void)n;
   sim.worker[w] = (struct worker){.first = NONE, .last = NONE, .place = NONE, .up = true};
   sim.tells[w] = sim.now;
   sim.ends[w] = NEVER;
   sim.idle[sim.idles++] = w;
   sim.workers++;
   run_idle();
-  return 0;
+  return 1;
 }
 
 /* What worker w has to tell next, and when it happened. */

@@ -36,6 +36,7 @@ local programs <const> = {
     boot_fails = "report why a worker cannot start",
     boot_dies = "fail after three workers that died at boot",
     guard_returns = "fail when the guard does not run the body",
+    ready_once = "make what workers have in common once where there is a spare",
     shutdown = "end in peace, each worker leaving once",
     max_tasks = "replace a worker after its number of items",
     resize = "grow and shrink",

@@ -233,6 +233,63 @@ static void guard_returns(void) {
   CHECK_IS(e.status, 70);
 }
 
+/* ---- what workers have in common ------------------------------------------------------------- */
+
+static _Atomic int *readied; /* shared: calls of 'ready' */
+static pid_t common; /* the process that was made ready: this one, or what it is a copy of */
+
+static void make_ready(void *ctx) {
+  (void)ctx;
+  common = getpid();
+  ++*readied;
+}
+
+static void ready_first(void *ctx, void (*body)(void *), void *arg) {
+  (void)ctx;
+  if (common) body(arg);
+}
+
+/* Whether this process is a copy of the one that was made ready. */
+static int is_copy(void *ctx, const plua_item *item, plua_out *out) {
+  char copy = common != getpid();
+  (void)ctx;
+  (void)item;
+  return plua_write(out, &copy, 1);
+}
+
+static void count_copies(struct drive *d, const plua_event *e) {
+  if (e->what == PLUA_RESULT) *(int *)d->mine += *(const char *)e->data;
+}
+
+static void ready_with(unsigned flags, int workers, int times, int copies_expected) {
+  plua_options o = {.flags = flags};
+  plua_tasks t = {.size = sizeof t, .run = is_copy, .guard = ready_first, .ready = make_ready};
+  struct drive d;
+  int copies = 0;
+  readied = host_shared(sizeof *readied);
+  drive_submit(&d, host_open_with(workers, &o, &t), 100, (plua_job){.chunksize = 1});
+  d.on = count_copies;
+  d.mine = &copies;
+  drive(&d);
+  CHECK_IS(copies, copies_expected);
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(d.pool, &s), 0);
+  CHECK_IS(s.started, workers);
+  plua_shutdown(d.pool);
+  while (!d.ended) /* else one that has not begun yet would be killed */
+    if (!drive_step(&d)) CHECK(plua_wait(d.pool, -1, 0) >= 0);
+  CHECK_IS(*readied, times);
+  drive_end(&d);
+  plua_close(d.pool);
+  host_shared_free((void *)readied, sizeof *readied);
+}
+
+static void ready_once(void) {
+  ready_with(0, 3, 3, 0);
+  ready_with(PLUA_SPARE, 3, 1, 100);
+  ready_with(PLUA_SPARE, 200, 1, 100); /* more than the spare makes at once */
+}
+
 /* ---- shutdown -------------------------------------------------------------------------------- */
 
 static int complain(void *ctx, plua_out *out) {
@@ -452,6 +509,7 @@ int main(int argc, char **argv) {
     {"boot_fails", boot_fails},
     {"boot_dies", boot_dies},
     {"guard_returns", guard_returns},
+    {"ready_once", ready_once},
     {"shutdown", shutdown_pool},
     {"max_tasks", max_tasks},
     {"resize", resize},
