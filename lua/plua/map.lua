@@ -10,6 +10,8 @@ local run <const> = require("plua.run")
 
 local M <const> = {}
 
+local MANY <const> = 16 -- workers that a spare makes sooner than the caller's own process
+
 local LEAVE <const> = 1 -- seconds for workers to leave, where no 'finish' of the user's runs
 
 -- ---- a team for one call ----------------------------------------------------------------------
@@ -65,7 +67,7 @@ local function begin(call)
     once = true, workers = workers, cores = cores, max_tasks = opts.max_tasks_per_child,
     memory = opts.memory, max_rss = opts.max_rss,
     grouped = opts.output == "grouped",
-    spare = call.window or type(opts.on_error) == "function",
+    spare = call.window or type(opts.on_error) == "function" or workers >= MANY,
     init = opts.init, finish = opts.finish, timed = opts.timeout ~= nil,
     f = call.f, reduce = call.reduce, data = inherited,
     mode = call.mode, source = from, seed = run.seed(opts), count = call.source.n,
