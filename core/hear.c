@@ -43,7 +43,7 @@ static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame
   if (o->state != OUT_READY || o->seq != seq) return false;
   enum slot_says says = slot_says(l, slot, &w);
   if (says == SAYS_READY || (says == SAYS_TAKEN && w != (unsigned)(p - l->peer))) return false;
-  posted_enter(l, f->tag, OUT_BEGUN);
+  posted_enter(l, slot, OUT_BEGUN);
   p->seq = seq;
   e->slot = p->slot = (int)slot;
   e->what = LINK_BEGIN;
