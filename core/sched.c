@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base.h"
+#include "sched_queue.h"
 
 #define TARGET_NS                                                                                 \
   500000                 /* work in a batch: far above what giving it out costs, far below a wait \
@@ -20,23 +21,6 @@
 #define PAUSE_NS 64      /* a look at a batch costs some 5 ns: vain ones are a tenth of the time */
 
 enum { PATIENCE = 1000 };
-
-/* What items were charged with so far. */
-struct past {
-  unsigned charged[SCHED_CHARGES];
-  unsigned attempt; /* 1 and all of these */
-};
-
-/* Items that wait: a run of one job with the same past. */
-struct span {
-  struct span *next, *prev;
-  uint64_t job, first, n;
-  struct past past;
-};
-
-struct queue {
-  struct span head; /* a ring of spans */
-};
 
 /* AGAIN: was out before; goes ahead of the rest. ALONE: memory ran out for it. */
 enum lane { LANE_AGAIN, LANE_NEW, LANE_ALONE, LANES };
@@ -74,8 +58,7 @@ struct last {
 
 struct sched {
   struct queue queue[LANES];
-  struct span *spare; /* free nodes, linked by 'next' */
-  unsigned spares;
+  struct spans spans;
   struct batch *batch;
   unsigned *free_slot, free_slots, slots, unbegun, begun;
   unsigned patience, passed; /* batches that may go, and went, ahead of who waits to be alone */
@@ -97,38 +80,11 @@ struct sched {
 
 enum { JOB_BITS = 24 };
 
-/* ---- queues -------------------------------------------------------------------------------- */
-
-static int set_aside(struct sched *s, unsigned n) {
-  while (s->spares < n) {
-    struct span *p = malloc(sizeof *p);
-    if (!p) return -ENOMEM;
-    p->next = s->spare;
-    s->spare = p;
-    s->spares++;
-  }
-  return 0;
-}
+/* ---- what waits ----------------------------------------------------------------------------- */
 
 /* Each batch that is out may come back as two spans: the item that is tried again, and the rest. */
 int sched_prepare(struct sched *s) {
-  return set_aside(s, 2 * (s->slots - s->free_slots) + 4);
-}
-
-static struct span *node(struct sched *s) {
-  struct span *p = s->spare;
-  if (!p) IMPOSSIBLE("no queue node was set aside");
-  s->spare = p->next;
-  s->spares--;
-  return p;
-}
-
-static void unlink_span(struct sched *s, struct span *p) {
-  p->prev->next = p->next;
-  p->next->prev = p->prev;
-  p->next = s->spare;
-  s->spare = p;
-  s->spares++;
+  return spans_set_aside(&s->spans, 2 * (s->slots - s->free_slots) + 4);
 }
 
 static struct job *job_of(const struct sched *s, uint64_t id) {
@@ -138,32 +94,15 @@ static struct job *job_of(const struct sched *s, uint64_t id) {
 }
 
 static bool is_empty(const struct sched *s, enum lane lane) {
-  return s->queue[lane].head.next == &s->queue[lane].head;
+  return queue_is_empty(&s->queue[lane]);
 }
 
-/* Nothing was charged at the first attempt. */
-static bool same_past(const struct past *a, const struct past *b) {
-  return a->attempt == b->attempt && (a->attempt == 1 || memcmp(a, b, sizeof *a) == 0);
-}
-
-/* Appends a span; one that goes on where the last ended becomes part of it. */
 static void enqueue(struct sched *s, enum lane lane, const struct span *what) {
-  struct queue *q = &s->queue[lane];
-  struct span *last = q->head.prev;
   struct job *j = job_of(s, what->job);
   if (!j) IMPOSSIBLE("span of no job");
   j->queued += what->n;
   s->queued += what->n;
-  if (last != &q->head && last->job == what->job && last->first + last->n == what->first &&
-      same_past(&last->past, &what->past)) {
-    last->n += what->n;
-    return;
-  }
-  struct span *p = node(s);
-  *p = *what;
-  p->prev = last;
-  p->next = &q->head;
-  last->next = q->head.prev = p;
+  queue_append(&s->queue[lane], &s->spans, what);
 }
 
 static void job_release(struct sched *s, struct job *j) {
@@ -204,7 +143,7 @@ static struct batch *ring_first(struct sched *s) {
 int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   struct sched *s = calloc(1, sizeof *s);
   if (!s) return -ENOMEM;
-  for (int i = 0; i < LANES; i++) s->queue[i].head.next = s->queue[i].head.prev = &s->queue[i].head;
+  for (int i = 0; i < LANES; i++) queue_make(&s->queue[i]);
   s->divisible.next = s->divisible.prev = &s->divisible;
   s->batch = calloc(slots, sizeof *s->batch);
   s->free_slot = calloc(slots, sizeof *s->free_slot);
@@ -222,18 +161,10 @@ int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   return 0;
 }
 
-static void free_list(struct span *p, const struct span *end) {
-  while (p != end) {
-    struct span *next = p->next;
-    free(p);
-    p = next;
-  }
-}
-
 void sched_close(struct sched *s) {
   if (!s) return;
-  for (int i = 0; i < LANES; i++) free_list(s->queue[i].head.next, &s->queue[i].head);
-  free_list(s->spare, NULL);
+  for (int i = 0; i < LANES; i++) queue_free(&s->queue[i]);
+  spans_free(&s->spans);
   free(s->batch);
   free(s->free_slot);
   free(s->last);
@@ -300,31 +231,6 @@ uint32_t sched_index(uint64_t id) {
   return id & ((1 << JOB_BITS) - 1);
 }
 
-/* Cuts [first, end) out of a span; the part behind it becomes a span of its own. */
-static uint64_t cut(struct sched *s, struct span *p, uint64_t first, uint64_t end) {
-  uint64_t last = p->first + p->n;
-  if (first < p->first) first = p->first;
-  if (end > last) end = last;
-  if (first >= end) return 0;
-  if (end < last && first > p->first) {
-    struct span *rest = node(s);
-    *rest = *p;
-    rest->first = end;
-    rest->n = last - end;
-    rest->prev = p;
-    p->next->prev = rest;
-    p->next = rest;
-    p->n = first - p->first;
-  } else if (first > p->first) {
-    p->n = first - p->first;
-  } else {
-    p->first = end;
-    p->n = last - end;
-  }
-  if (p->n == 0) unlink_span(s, p);
-  return end - first;
-}
-
 int64_t sched_withdraw(struct sched *s, uint64_t id, uint64_t first, uint64_t end) {
   struct job *j = job_of(s, id);
   uint64_t got = 0;
@@ -335,7 +241,7 @@ int64_t sched_withdraw(struct sched *s, uint64_t id, uint64_t first, uint64_t en
     for (struct span *p = end_of->next, *next; p != end_of && j->queued; p = next) {
       next = p->next;
       if (p->job != id) continue;
-      uint64_t n = cut(s, p, first, end);
+      uint64_t n = span_cut(p, &s->spans, first, end);
       got += n;
       j->queued -= n;
     }
@@ -405,9 +311,7 @@ int sched_post(struct sched *s, unsigned *slot, struct sched_batch *out) {
                       .lane = lane,
                       .past = p->past};
   *out = (struct sched_batch){b->job, b->first, b->n, b->past.attempt, lane != LANE_NEW};
-  p->first += n;
-  p->n -= n;
-  if (p->n == 0) unlink_span(s, p);
+  span_take(p, &s->spans, n);
   j->queued -= n;
   j->out++;
   s->queued -= n;
@@ -449,17 +353,11 @@ static void requeue(struct sched *s, const struct batch *b, unsigned from, unsig
 void sched_unpost(struct sched *s, unsigned slot, unsigned keep) {
   struct batch *b = &s->batch[slot];
   if (b->state != B_OUT || keep >= b->n) IMPOSSIBLE("what was posted cannot be unposted");
-  struct span *p = node(s), *head = &s->queue[b->lane].head;
-  *p = (struct span){.next = head->next,
-                     .prev = head,
-                     .job = b->job,
-                     .first = b->first + keep,
-                     .n = b->n - keep,
-                     .past = b->past};
-  head->next->prev = p;
-  head->next = p;
-  job_of(s, b->job)->queued += p->n;
-  s->queued += p->n;
+  const struct span back = {
+    .job = b->job, .first = b->first + keep, .n = b->n - keep, .past = b->past};
+  queue_push(&s->queue[b->lane], &s->spans, &back);
+  job_of(s, b->job)->queued += back.n;
+  s->queued += back.n;
   b->n = keep;
   if (keep) return;
   s->counts.batches--;

@@ -167,7 +167,7 @@ end
 prepare()
 
 local all <const>, source <const> = {}, {}
-for file in output("ls core/sched.c core/ring.c core/codec*.c"):gmatch("%S+") do
+for file in output("ls core/sched*.c core/ring.c core/codec*.c"):gmatch("%S+") do
   local found, text <const> = sites(file)
   source[file] = text
   for _, site in ipairs(found) do
