@@ -18,9 +18,9 @@
 #include "base.h"
 #include "link.h"
 
-#define WAKE_NS 10000     /* from a post until a worker that slept runs */
-#define BULK_NS 20000000  /* a parent that waits for everything looks that often */
-#define RECORD 24         /* bytes of a small result in a ring; half a ring calls the parent */
+#define WAKE_NS 10000    /* from a post until a worker that slept runs */
+#define BULK_NS 20000000 /* a parent that waits for everything looks that often */
+#define RECORD 24        /* bytes of a small result in a ring; half a ring calls the parent */
 #define STRETCH_NS                                                               \
   300000 /* longer than the pool ever works in one go; shorter than a time slice \
           */
@@ -51,7 +51,7 @@ struct worker {
   unsigned end_n;  /* an END to tell: items */
   int64_t end_ns;
   unsigned untold; /* results of batches that ended */
-  bool up; /* that it has started is to be told */
+  bool up;         /* that it has started is to be told */
 };
 
 static struct {
@@ -470,7 +470,8 @@ static const struct link_ops ops = {
   .close = sim_close,
 };
 
-/* Results that call the parent: half of a ring, which local.c makes smaller where there are many. */
+/* Results that call the parent: half of a ring, which local.c makes smaller where there are many.
+ */
 static unsigned ring_half(size_t workers) {
   size_t size = RING_DEFAULT;
   while (size > 16384 && size * workers > (size_t)1 << 26) size /= 2;

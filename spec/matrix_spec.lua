@@ -88,6 +88,20 @@ local function published(point, becomes)
   end
 end
 
+--- Each worker runs an item: it ends when there are as many of them. So all have started.
+local function all_run(pool)
+  local path <const>, n <const> = helper.tmp() .. "/here.", pool:stats().workers
+  pool:map(function(i)
+    io.open(path .. i, "w"):close()
+    local give_up <const> = os.time() + 30
+    for k = 1, n do
+      local file
+      repeat file = io.open(path .. k) until file or os.time() > give_up
+      file:close()
+    end
+  end, plua.range(1, n), { chunksize = 1 })
+end
+
 -- Words for it; then what makes of a fault: the function f, the item that stands in the place of
 -- BAD (nil: BAD itself), what becomes of it, init, and what is done to a pool before the call;
 -- nothing where fault and stage do not go together.
@@ -132,7 +146,7 @@ local STAGES <const> = {
   { "in all workers while they wait", function(_, fault)
     if not fault.number then return end
     return { becomes = FINE, f = same, before = function(pool)
-      pool:map(same, plua.range(1, 50))
+      all_run(pool)
       for _, pid in ipairs(helper.children()) do kit.kill(pid, fault.number) end
     end }
   end, without = { map = true, imap = true } },
