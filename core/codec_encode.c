@@ -69,7 +69,7 @@ static int slow_pass(struct codec_writer *w, int first) {
   return err;
 }
 
-COLD static int write_nested(lua_State *L, int n, plua_out *out) {
+static int write_nested(lua_State *L, int n, plua_out *out) {
   int top = lua_gettop(L), first = top - n + 1;
   struct codec_writer w;
   memset(&w, 0, sizeof w);
