@@ -18,7 +18,7 @@ end
 -- ---- what is run ------------------------------------------------------------------------------
 
 local SIGCONT <const> = 18
-local BIG <const> = ("x"):rep(300000) -- does not fit a ring
+local BIG <const> = ("x"):rep(1200000) -- does not fit a ring
 
 local function double(i)
   if i == 7 and plua.worker().attempt == 1 then kit.raise(9) end
@@ -110,9 +110,9 @@ local WORKLOADS <const> = {
   -- Many results that the owner is slow to take.
   large = {
     function()
-      local r <const> = plua.map(function(i) return ("x"):rep(60000) .. i end, plua.range(1, 30),
+      local r <const> = plua.map(function(i) return ("x"):rep(250000) .. i end, plua.range(1, 30),
         OPTIONS)
-      for i = 1, 30 do must(r[i] == ("x"):rep(60000) .. i, r[i]) end
+      for i = 1, 30 do must(r[i] == ("x"):rep(250000) .. i, r[i]) end
     end,
   },
 }
