@@ -113,7 +113,8 @@ enum policy {
 };
 
 struct job {
-  struct handle *h; /* NULL: forgotten */
+  struct handle *h;  /* NULL: forgotten */
+  struct feed *feed; /* that pulls items for it now, see lib_put.c; NULL: none */
   uint64_t id;
   enum call_mode mode;
   enum keep keep;

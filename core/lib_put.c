@@ -293,8 +293,9 @@ static int extend(lua_State *L) {
 struct feed {
   struct handle *h;
   struct job *job;
-  bool pulling; /* the script's iterator runs */
-  int n, most;  /* so many; how many may wait for each other */
+  bool pulling;       /* the script's iterator runs */
+  int n, most;        /* so many; how many may wait for each other */
+  struct feed *outer; /* the job's, whose iterator took from the loop that it feeds */
   plua_out out;
   size_t len[RUN];
   unsigned char bytes[RUN * (SMALL_MAX + 9)]; /* room for all: writing cannot fail */
@@ -449,13 +450,18 @@ static int feed(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   struct feed f = {.h = h, .job = job_check(L, 2), .most = 1};
   int depth = h->rt->depth;
+  f.outer = f.job->feed;
+  if (f.outer) feed_put(L, f.outer); /* those items come first */
+  f.job->feed = &f;
   f.out = (plua_out){.begin = f.bytes, .at = f.bytes, .end = f.bytes + sizeof f.bytes};
   lua_settop(L, 5);
   luaL_checkstack(L, 16, NULL);
   lua_pushcfunction(L, feed_inner);
   for (int i = 1; i <= 5; i++) lua_pushvalue(L, i);
   lua_pushlightuserdata(L, &f);
-  if (lua_pcall(L, 6, LUA_MULTRET, 0) != LUA_OK) {
+  int status = lua_pcall(L, 6, LUA_MULTRET, 0);
+  f.job->feed = f.outer;
+  if (status != LUA_OK) {
     h->rt->depth = depth;
     h->busy = false;
     seam_put_drop(h); /* memory may have run out in the middle of an item */

@@ -449,6 +449,35 @@ describe("a one-shot call", function()
     end
   end)
 
+  it("numbers items as the iterator gives them, which takes from its own loop too", function()
+    for _, workers in ipairs { 0, 2 } do
+      local given, calls, inside, loop = 0, 0, false, nil
+      local seen, n = {}, 0
+      local function take()
+        local i <const>, r <const> = loop()
+        if i then
+          assert.equal(i, r)
+          assert.is_nil(seen[i])
+          seen[i], n = true, n + 1
+        end
+        return i
+      end
+      loop = plua.imap(function(x) return x end, function()
+        calls = calls + 1
+        if calls % 11 == 0 and not inside then
+          inside = true
+          take()
+          inside = false
+        end
+        if calls > 900 then return nil end
+        given = given + 1
+        return given
+      end, { workers = workers })
+      repeat until not take()
+      assert.equal(given, n)
+    end
+  end)
+
   it("keeps the parent's memory bounded over a long iterator", function()
     local result <const> = helper.run(helper.lua .. " " .. helper.script [[
       local plua = require "plua"
