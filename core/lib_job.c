@@ -131,10 +131,16 @@ static void job_submit(lua_State *L, struct handle *h, struct job *job) {
   job->h = h;
 }
 
+/* How many outcomes a list gets; 0: it is not known, or hardly any are kept. */
+static uint64_t outcomes_of(const struct job *job) {
+  if (job->keep != KEEP_LIST || job->mode == CALL_EACH) return 0;
+  return job->mode == CALL_FOLD ? job->count : job->total;
+}
+
 /* Room for all outcomes takes long to make where they are many, and workers would wait meanwhile:
    it is made when the first outcomes have told how much work to give out. */
 void job_results_open(lua_State *L, struct job *job, int at) {
-  uint64_t size = job->keep == KEEP_LIST && job->mode != CALL_EACH ? job->total : 0;
+  uint64_t size = outcomes_of(job);
   lua_getiuservalue(L, at, J_RESULTS);
   if (job->sized || (size > RESULTS_FEW && job->done < RESULTS_FEW)) return;
   job->sized = true;

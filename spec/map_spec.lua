@@ -478,6 +478,19 @@ describe("a one-shot call", function()
     end
   end)
 
+  it("has room for what blocks answer, and not for each item", function()
+    local result <const> = helper.run(helper.lua .. " " .. helper.script [[
+      local plua = require "plua"
+      local function one() return 1 end
+      local function add(a, b) return a + b end
+      print(plua.mapreduce(one, add, plua.range(1, 6000000), { workers = 2 }))
+      for line in io.lines "/proc/self/status" do print(line:match "^VmHWM:%s+(%d+)") end
+    ]])
+    local sum <const>, kilobytes <const> = result.out:match("(%d+)%D+(%d+)")
+    assert.equal("6000000", sum, result.err)
+    assert.is_true(tonumber(kilobytes) < (helper.san == "" and 32 or 512) * 1024, result.out)
+  end)
+
   it("keeps the parent's memory bounded over a long iterator", function()
     local result <const> = helper.run(helper.lua .. " " .. helper.script [[
       local plua = require "plua"
