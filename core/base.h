@@ -36,6 +36,8 @@ _Noreturn void impossible(const char *file, int line, const char *what);
 
 /* Monotonic time in nanoseconds. Stands still while the machine sleeps. */
 int64_t now_ns(void);
+/* The same to some milliseconds, at a fifth of the cost. */
+int64_t now_roughly_ns(void);
 
 /* Whole reads and writes: EINTR and short counts are gone on with. 0 or a negated errno;
    read_all answers the bytes read, fewer than len only at the end of the file. */

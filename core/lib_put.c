@@ -289,6 +289,8 @@ static int extend(lua_State *L) {
 
 /* ---- iterators ------------------------------------------------------------------------------ */
 
+enum { SLOW_NS = 2000000 }; /* results that have arrived do not wait longer for an iterator */
+
 /* Items that were pulled and are not the job's yet: small ones go together. */
 struct feed {
   struct handle *h;
@@ -421,7 +423,9 @@ static int feed_inner(lua_State *L) {
   const struct job *job = f->job;
   uint64_t items = (uint64_t)luaL_checkinteger(L, 4);
   size_t bytes = (size_t)luaL_checkinteger(L, 5);
-  while (job->count + (unsigned)f->n - job->taken < items &&
+  int64_t until = now_roughly_ns() + SLOW_NS;
+  bool slow = false;
+  while (!slow && job->count + (unsigned)f->n - job->taken < items &&
          job->bytes + stream_held(f->job) < bytes) {
     int err = 0;
     lua_settop(L, 6);
@@ -436,16 +440,19 @@ static int feed_inner(lua_State *L) {
     else
       err = feed_large(L, f);
     if (UNLIKELY(err < 0)) return feed_refused(L, f, err);
+    slow = now_roughly_ns() >= until;
   }
   feed_put(L, f);
   lua_pushboolean(L, 1);
-  return 1;
+  lua_pushboolean(L, slow);
+  return 2;
 }
 
 /* handle:feed(job, iterator, items, bytes): pulls and encodes until so many items have not been
-   taken, or so many bytes are under way. Answers true; false at the iterator's end, and what it
-   raised, if it did. The iterator may call plua, this handle too: so the handle is busy only while
-   an item is written, by hooks of the script's as well. */
+   taken, or so many bytes are under way, or some milliseconds have passed. Answers true, and
+   whether it was for the time; false at the iterator's end, and what it raised, if it did. The
+   iterator may call plua, this handle too: so the handle is busy only while an item is written, by
+   hooks of the script's as well. */
 static int feed(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   struct feed f = {.h = h, .job = job_check(L, 2), .most = 1};

@@ -3,6 +3,7 @@
 
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
+local core <const> = require "plua.core"
 local crash <const> = require "crashkit"
 local numbers <const>, counter <const> = helper.numbers, helper.counter
 
@@ -435,6 +436,22 @@ describe("a one-shot call", function()
     local result <const> = helper.run(helper.lua .. " " .. script)
     local kilobytes <const> = tonumber(result.out:match("%d+"))
     assert.is_true(kilobytes < (helper.san == "" and 64 or 512) * 1024, result.out .. result.err)
+  end)
+
+  it("hands over what has arrived while its iterator is slow", function()
+    local pulled, ahead = 0, {}
+    local function items()
+      if pulled == 60 then return end
+      local till <const> = core.now() + 0.01
+      repeat until core.now() >= till
+      pulled = pulled + 1
+      return pulled
+    end
+    for i in plua.imap(function(x) return x end, items, { workers = 2 }) do
+      ahead[i] = pulled - i
+    end
+    table.sort(ahead) -- half a window of 60 where results wait for it to be full
+    assert.is_true(ahead[30] <= 8, table.concat(ahead, " "))
   end)
 
   it("pulls an iterator only as fast as results are taken", function()

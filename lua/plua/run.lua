@@ -307,9 +307,10 @@ local function refill(stream)
     return
   end
   if source.iterator then
-    local more <const>, err <const> =
+    local more <const>, what <const> =
       session.handle:feed(session.job, source.iterator, stream.window, BYTES)
-    if not more then stream.ended, stream.err = true, err end
+    stream.slow = more and what
+    if not more then stream.ended, stream.err = true, what end
     local _, _, given = session.job:state()
     stream.given = given
     return
@@ -328,6 +329,7 @@ end
 -- The window grows with what the script has taken: who takes a few items has few computed. Large
 -- replies, so many bytes each, keep it small: all of it may lie here while one item is slow.
 local function top_up(stream, bytes)
+  stream.slow = false
   if stream.ended or stream.given - stream.taken > stream.window // 2 then return end
   local least <const> = 2 * stream.workers
   local most <const> = math.max(least, math.min(WINDOW, BYTES // math.max(bytes, 1)))
@@ -365,14 +367,19 @@ local function advance(stream)
   if not session then return nil end
   local job <const> = session.job
   while session.err == nil do
+    if stream.slow then -- what has arrived does not wait for another pull
+      session.handle:pump(job, 0)
+      local index <const>, value <const>, failed <const> = job:take()
+      if index then return deliver(stream, index, value, failed) end
+    end
     local _, _, _, _, taken <const>, bytes <const> = job:state()
     stream.taken = taken
     top_up(stream, bytes) -- first, so that workers go on while the script uses what there is
-    job:lend(credit(stream) - 1)
+    job:lend(stream.slow and 0 or credit(stream) - 1)
     local index <const>, value <const>, failed <const> = job:take()
     if index then return deliver(stream, index, value, failed) end
     if job:state() then return finish(stream) end
-    session.handle:pump(job)
+    if not stream.slow then session.handle:pump(job) end
   end
   return finish(stream)
 end
