@@ -102,6 +102,11 @@ bool proc_stopped(const struct proc *p) {
   return p->fd >= 0 && waitid((idtype_t)P_PIDFD, (id_t)p->fd, &info, how) == 0 && info.si_pid;
 }
 
+bool proc_is_child(pid_t pid) {
+  siginfo_t info;
+  return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
 bool proc_await(const struct proc *p, int64_t until_ns) {
   struct pollfd f = {p->fd, POLLIN, 0};
   for (int n = -1; p->fd >= 0 && n <= 0;) {

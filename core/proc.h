@@ -45,6 +45,8 @@ bool proc_await(const struct proc *p, int64_t until_ns);
 bool proc_ended(const struct proc *p);
 /* Whether it stands still, stopped by a signal. */
 bool proc_stopped(const struct proc *p);
+/* Whether a process, living or not yet reaped, is a child of this one. */
+bool proc_is_child(pid_t pid);
 /* Takes the exit status of an ended process and closes the pidfd. *sig is 0 after an exit;
  *status is -1 when the host took the status away. */
 void proc_reap(struct proc *p, int *sig, int *status);

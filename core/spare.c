@@ -101,6 +101,6 @@ pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run,
     if (tries) request(t, run);
     futex_wait(&b->spare_said[i], said, 10);
   }
-  pid_t pid = atomic_load(&b->spare_pid[i]);
-  return pid ? pid : -ESRCH;
+  pid_t pid = atomic_load(&b->spare_pid[i]); /* nobody vouches for it */
+  return pid > 0 && proc_is_child(pid) ? pid : -ESRCH;
 }
