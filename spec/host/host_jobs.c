@@ -437,7 +437,9 @@ static void put_runs(void) {
   free(bytes);
   drive(&d);
   CHECK_IS(d.results, N);
+#ifndef PLUA_SMALL /* where two batches are out at most, somebody may always run dry */
   CHECK(slacks > 0);
+#endif
   drive_end(&d);
   CHECK(host_pool_bytes() < 64 << 20);
   plua_close(p);
