@@ -278,11 +278,16 @@ void item_begins(struct runner *r, const plua_item *item, uint64_t index, struct
   note_item(rt, item, index);
 }
 
+/* In a worker's process. */
+static void item_over(struct runtime *rt) {
+  rt->running = false;
+  output_item_end();
+}
+
 void item_ends(struct runner *r, const struct mark *m) {
   struct runtime *rt = r->rt;
   if (r->process) {
-    rt->running = false;
-    output_item_end();
+    item_over(rt);
     return;
   }
   rt->depth = m->depth;
@@ -344,10 +349,10 @@ static int call_bare(struct runner *r, const plua_item *item, uint64_t index, in
   note_item(r->rt, item, index);
   random_item(L, r->rt, r->call.seed, index);
   stop_arm(r);
+  memory_arm(r); /* of no limit: it forgets what an item before was refused */
   lua_call(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1);
   bool late = stop_disarm(r);
-  r->rt->running = false;
-  output_item_end();
+  item_over(r->rt);
   int answer = runner_answer(r, LUA_OK, late, out, r->start, 0);
   lua_settop(L, SLOTS);
   return answer;

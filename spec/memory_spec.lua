@@ -104,6 +104,22 @@ describe("a worker's limit of memory", function()
     assert.matches("something else", err.message)
   end)
 
+  if helper.san == "" then -- a sanitizer wants addresses of its own
+    it("without one too, is not told with what an item before was refused", function()
+      local script <const> = helper.script [[
+        local function f(i)
+          if i == 1 then return (select(2, pcall(string.rep, "x", (1 << 31) - 100))) end
+          error("not enough memory", 0)
+        end
+        local opts = { workers = 1, chunksize = 2, on_error = "collect" }
+        local got = require("plua").map(f, { 1, 2 }, opts)
+        print(got[1], tostring(got[2]):match "[^\n]*")
+      ]]
+      local result <const> = helper.run("ulimit -v 2500000; " .. helper.plua .. " " .. script)
+      assert.equal("not enough memory\titem 2 (2): not enough memory\n", result.out, result.err)
+    end)
+  end
+
   it("counts garbage only until it is collected", function()
     local sum <const> = alone(function()
       local n = 0
