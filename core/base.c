@@ -16,16 +16,18 @@ void impossible(const char *file, int line, const char *what) {
   abort();
 }
 
-int64_t now_roughly_ns(void) {
+static int64_t read_clock(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  clock_gettime(clock, &t);
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t now_roughly_ns(void) {
+  return read_clock(CLOCK_MONOTONIC_COARSE);
+}
+
 int64_t now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+  return read_clock(CLOCK_MONOTONIC);
 }
 
 int write_all(int fd, const void *bytes, size_t len) {

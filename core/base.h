@@ -26,9 +26,9 @@ enum { RING_DEFAULT = 1 << 20, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
 enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
 /* Of a function that is rarely called: kept out of its callers, which stay short. */
 #define COLD __attribute__((noinline, cold))
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /* A state that the code proves impossible: says where and aborts, in release builds too. */
 _Noreturn void impossible(const char *file, int line, const char *what);

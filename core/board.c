@@ -157,15 +157,10 @@ int board_take(struct board_view *v, uint64_t from[LANES], uint32_t me, uint32_t
   return -1;
 }
 
-static void futex_sleep(_Atomic uint32_t *word, uint32_t seen, int timeout_ms) {
-  struct timespec t = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
-  syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
-}
-
 void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms, _Atomic uint32_t *sleeping) {
   atomic_fetch_add(&v->board->sleepers, 1);
   atomic_store(sleeping, ASLEEP);
-  if (atomic_load(&v->board->bell) == bell) futex_sleep(&v->board->bell, bell, timeout_ms);
+  if (atomic_load(&v->board->bell) == bell) futex_wait(&v->board->bell, bell, timeout_ms);
   atomic_store(sleeping, WAKING);
   atomic_fetch_sub(&v->board->sleepers, 1);
   atomic_store(sleeping, AWAKE);

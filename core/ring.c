@@ -6,12 +6,6 @@
    Knows bytes. Does not know Lua, tasks or processes. SPDX-License-Identifier: MIT */
 #include "ring.h"
 
-#include <limits.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
 #include "base.h"
 #include "fail.h"
 
@@ -65,10 +59,7 @@ unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room) {
 void ring_wait_room(struct ring *r, int timeout_ms) {
   uint32_t seen = atomic_load(&r->shared->room);
   atomic_store(&r->shared->waiting, 1);
-  if (atomic_load(&r->shared->head) == r->head) {
-    struct timespec t = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
-    syscall(SYS_futex, &r->shared->room, FUTEX_WAIT, seen, &t, NULL, 0);
-  }
+  if (atomic_load(&r->shared->head) == r->head) futex_wait(&r->shared->room, seen, timeout_ms);
   atomic_store(&r->shared->waiting, 0);
 }
 
@@ -139,5 +130,5 @@ void ring_give(struct ring *r) {
   atomic_thread_fence(memory_order_seq_cst);
   if (!atomic_load_explicit(&r->shared->waiting, memory_order_relaxed)) return;
   atomic_fetch_add(&r->shared->room, 1);
-  syscall(SYS_futex, &r->shared->room, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+  futex_wake(&r->shared->room);
 }

@@ -252,7 +252,7 @@ static void keep_words(struct server *s, unsigned attempt) {
 }
 
 /* After an item: shows what it printed; of one that failed, how much of it is in last_words. */
-COLD static size_t show_output(struct server *s, int failed) {
+static size_t show_output(struct server *s, int failed) {
   if (__fpending(stdout)) fflush(stdout);
   if (__fpending(stderr)) fflush(stderr);
   size_t n = failed ? capture_tail(&s->capture, last_words, sizeof last_words) : 0;

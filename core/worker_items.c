@@ -119,7 +119,7 @@ static void fold_open(struct fold *f, const plua_item *item) {
   f->len = item->len - sizeof head;
 }
 
-COLD static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
+static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
   struct fold f = {.r = r};
@@ -165,7 +165,7 @@ static int limited_run(lua_State *L) {
 
 /* Where memory is limited it may run out in our own code too: reading the item, writing the reply.
  */
-COLD static int run_limited(struct runner *r, const plua_item *item, plua_out *out, run_item *run) {
+static int run_limited(struct runner *r, const plua_item *item, plua_out *out, run_item *run) {
   lua_State *L = r->L;
   struct limited p = {.r = r, .item = item, .out = out, .run = run};
   size_t start = (size_t)(out->at - out->begin);
