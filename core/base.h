@@ -29,6 +29,8 @@ enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 /* Of a function that is rarely called: kept out of its callers, which stay short. */
 #define COLD __attribute__((noinline, cold))
+/* Of one that is not rare, but whose frame and registers its callers shall not pay for. */
+#define NOINLINE __attribute__((noinline))
 
 /* A state that the code proves impossible: says where and aborts, in release builds too. */
 _Noreturn void impossible(const char *file, int line, const char *what);

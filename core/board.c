@@ -167,7 +167,7 @@ void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms, _Atomic ui
 }
 
 /* A hold lasts for microseconds, or until the owner kills this process. */
-static void hold_wait(void) {
+COLD static void hold_wait(void) {
   struct timespec t = {0, 50000};
   nanosleep(&t, NULL);
 }

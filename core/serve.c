@@ -169,17 +169,26 @@ static int more(plua_out *out, size_t need) {
   return 0;
 }
 
-static void reply_begin(struct server *s) {
-  size_t room;
-  unsigned char *p;
-  p = ring_reserve_known(&s->ring, ROOM_MIN, &room);
-  while (UNLIKELY(!p)) {
-    p = ring_reserve(&s->ring, ROOM_MIN, &room);
-    if (!p) wait_owner(s);
-  }
+static inline void reply_into(struct server *s, unsigned char *p, size_t room) {
   s->spilled = false;
   s->out.begin = s->out.at = p;
   s->out.end = p + room;
+}
+
+COLD static void reply_begin_late(struct server *s) {
+  size_t room;
+  unsigned char *p;
+  while (!(p = ring_reserve(&s->ring, ROOM_MIN, &room))) wait_owner(s);
+  reply_into(s, p, room);
+}
+
+static inline void reply_begin(struct server *s) {
+  size_t room;
+  unsigned char *p = ring_reserve_known(&s->ring, ROOM_MIN, &room);
+  if (LIKELY(p != NULL))
+    reply_into(s, p, room);
+  else
+    reply_begin_late(s);
 }
 
 COLD static void publish_spilled(struct server *s, unsigned kind, uint16_t tag, size_t len) {
@@ -192,7 +201,7 @@ COLD static void publish_spilled(struct server *s, unsigned kind, uint16_t tag, 
   ring_publish(&s->ring, kind | FRAME_SPILLED, tag, sizeof f);
 }
 
-static void reply_publish(struct server *s, unsigned kind, uint16_t tag) {
+static inline void reply_publish(struct server *s, unsigned kind, uint16_t tag) {
   size_t len = (size_t)(s->out.at - s->out.begin);
   FAIL_POINT(W_PUBLISH_BEFORE);
   if (LIKELY(!s->spilled))
@@ -324,7 +333,7 @@ static void stay_one(const struct server *s) {
 }
 
 /* Claims the next item of the batch. False: there is none, or this worker must not take it. */
-static bool item_next(struct server *s) {
+static inline bool item_next(struct server *s) {
   struct work *w = &s->work;
   int k = spent(s) ? -1 : word_claim(&s->slice->word, &s->mine);
   if (k < 0) return false;
@@ -340,17 +349,25 @@ static bool item_next(struct server *s) {
   return true;
 }
 
+/* The answer of an item that is not simply its reply. */
+COLD static void answer_publish(struct server *s, int answer) {
+  size_t printed = s->keeps ? show_output(s, answer) : 0;
+  if (lines_lost) answer = output_lost(answer);
+  if (answer == 0)
+    reply_publish(s, FRAME_VALUE, s->work.k);
+  else
+    say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k, printed);
+}
+
 /* The item that ran has its answer: publishes it and claims the next one. */
 static int item_done(plua_feed *feed, int answer) {
   struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
   s->running = 0;
   stay_one(s);
-  size_t printed = UNLIKELY(s->keeps) ? show_output(s, answer) : 0;
-  if (UNLIKELY(lines_lost)) answer = output_lost(answer);
-  if (LIKELY(answer == 0))
+  if (LIKELY(!(answer | lines_lost | s->keeps)))
     reply_publish(s, FRAME_VALUE, s->work.k);
   else
-    say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k, printed);
+    answer_publish(s, answer);
   s->ran++;
   if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
   return item_next(s);
