@@ -1,6 +1,7 @@
 /* codec_encode.c: a message from its values: the way in for one plain value, the fast pass, the
    slow one. Whatever fails, the caller's stack ends as codec.h says.
    SPDX-License-Identifier: MIT */
+#include "codec_plain.h"
 #include "codec_write.h"
 
 static int put_values(struct codec_writer *w, int first) {
@@ -94,25 +95,6 @@ static int write_nested(lua_State *L, int n, plua_out *out) {
   return err;
 }
 
-/* Puts a value that takes no working memory; 1: it is none. */
-static int put_plain(lua_State *L, plua_out *out) {
-  size_t len;
-  const char *s;
-  switch (lua_type(L, -1)) {
-  case LUA_TNIL:
-    return wire_put_tag(out, W_NIL);
-  case LUA_TBOOLEAN:
-    return wire_put_tag(out, lua_toboolean(L, -1) ? W_TRUE : W_FALSE);
-  case LUA_TNUMBER:
-    if (lua_isinteger(L, -1)) return wire_put_integer(out, lua_tointeger(L, -1));
-    return wire_put_float(out, lua_tonumber(L, -1));
-  case LUA_TSTRING:
-    s = lua_tolstring(L, -1, &len);
-    return wire_put_string(out, s, len);
-  }
-  return 1;
-}
-
 COLD static int plain_refused(lua_State *L, int err) {
   luaL_checkstack(L, 1, NULL);
   lua_pushstring(L, plua_strerror(err));
@@ -120,7 +102,7 @@ COLD static int plain_refused(lua_State *L, int err) {
 }
 
 int codec_write(struct lua_State *L, int n, struct plua_out *out) {
-  int err = LIKELY(n == 1) ? put_plain(L, out) : 1;
+  int err = LIKELY(n == 1) ? codec_plain_write(L, out) : 1;
   if (LIKELY(err == 0)) return 0;
   return err < 0 ? plain_refused(L, err) : write_nested(L, n, out);
 }

@@ -1,5 +1,5 @@
-/* codec_plain.h: a message that is one plain value, read without any preparation: what most items
-   and results are. Knows Lua values and bytes. SPDX-License-Identifier: MIT */
+/* codec_plain.h: a message that is one plain value, read and written without any preparation: what
+   most items and results are. Knows Lua values and bytes. SPDX-License-Identifier: MIT */
 #ifndef PLUA_CODEC_PLAIN_H
 #define PLUA_CODEC_PLAIN_H
 
@@ -54,6 +54,26 @@ static inline size_t codec_plain_read(lua_State *L, const unsigned char *p, size
     lua_pushnil(L);
   else
     lua_pushboolean(L, tag == W_TRUE);
+  return 1;
+}
+
+/* Writes the value on top, if it is one that takes no working memory. 1: it is not, and nothing is
+   written; negative: what out->more answered. */
+static inline int codec_plain_write(lua_State *L, plua_out *out) {
+  size_t len;
+  const char *s;
+  switch (lua_type(L, -1)) {
+  case LUA_TNIL:
+    return wire_put_tag(out, W_NIL);
+  case LUA_TBOOLEAN:
+    return wire_put_tag(out, lua_toboolean(L, -1) ? W_TRUE : W_FALSE);
+  case LUA_TNUMBER:
+    if (lua_isinteger(L, -1)) return wire_put_integer(out, lua_tointeger(L, -1));
+    return wire_put_float(out, lua_tonumber(L, -1));
+  case LUA_TSTRING:
+    s = lua_tolstring(L, -1, &len);
+    return wire_put_string(out, s, len);
+  }
   return 1;
 }
 

@@ -10,6 +10,7 @@
 
 #include "base.h"
 #include "codec.h"
+#include "codec_plain.h"
 #include "fail.h"
 
 static const char runtime_key;
@@ -230,30 +231,36 @@ static int reply_values(struct runner *r, int n, plua_out *out, size_t start) {
   return LIKELY(err >= 0) ? 0 : reply_refused(r, err, out, start);
 }
 
-static int runner_reply(struct runner *r, plua_out *out, size_t start) {
+NOINLINE static int reply_other(struct runner *r, plua_out *out, size_t start) {
   lua_State *L = r->L;
+  if (r->call.mode == CALL_EACH) return 0;
+  if (r->call.mode == CALL_APPLY) return reply_values(r, lua_gettop(L) - SLOTS, out, start);
+  lua_pushboolean(L, lua_toboolean(L, -1)); /* CALL_FILTER */
+  return reply_values(r, 1, out, start);
+}
+
+static inline int runner_reply(struct runner *r, plua_out *out, size_t start) {
+  FAIL_POINT(W_ENCODE);
   switch (r->call.mode) {
-  case CALL_EACH:
-    return 0;
-  case CALL_FILTER:
-    lua_pushboolean(L, lua_toboolean(L, -1));
-    break;
-  case CALL_APPLY:
-    return reply_values(r, lua_gettop(L) - SLOTS, out, start);
   case CALL_MAP:
   case CALL_STAR:
   case CALL_FOLD:
+    if (LIKELY(codec_plain_write(r->L, out) == 0)) return 0;
+    out->at = out->begin + start;
+    return reply_values(r, 1, out, start);
+  case CALL_EACH:
+  case CALL_FILTER:
+  case CALL_APPLY:
     break;
   }
-  return reply_values(r, 1, out, start);
+  return reply_other(r, out, start);
 }
 
 int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
                   uint64_t index) {
+  if (LIKELY(status == LUA_OK && !late)) return runner_reply(r, out, start);
   FAIL_POINT(W_ENCODE);
-  if (UNLIKELY(late)) return runner_timeout(r, out, start, index);
-  return status == LUA_OK ? runner_reply(r, out, start)
-                          : runner_failed(r, status, out, start, index);
+  return late ? runner_timeout(r, out, start, index) : runner_failed(r, status, out, start, index);
 }
 
 static void note_item(struct runtime *rt, const plua_item *item, uint64_t index) {
@@ -303,23 +310,24 @@ void item_ends(struct runner *r, const struct mark *m) {
 struct many {
   struct runner *r;
   plua_feed *feed;
-  int (*run)(void *ctx, const plua_item *item, plua_out *out);
+  run_item *run;
 };
 
 /* stack: slots, many */
 static int many_inner(lua_State *L) {
-  struct many *m = lua_touserdata(L, SLOTS + 1);
+  const struct many *m = lua_touserdata(L, SLOTS + 1);
+  struct runner *r = m->r;
   plua_feed *feed = m->feed;
+  run_item *run = m->run;
   lua_settop(L, SLOTS);
-  do m->r->start = (size_t)(feed->out->at - feed->out->begin);
-  while (feed->done(feed, m->run(m->r, feed->item, feed->out)));
+  do r->start = (size_t)(feed->out->at - feed->out->begin);
+  while (feed->done(feed, run(r, feed->item, feed->out)));
   return 0;
 }
 
 /* An error ends the inner loop: it is the reply of the item that ran, and the loop begins anew. The
    slots are filled again each time, since the inner ones are what items change. */
-void runner_many(struct runner *r, plua_feed *feed,
-                 int (*run)(void *ctx, const plua_item *item, plua_out *out)) {
+void runner_many(struct runner *r, plua_feed *feed, run_item *run) {
   lua_State *L = r->L;
   struct many m = {r, feed, run};
   const struct mark none = {0};
@@ -353,13 +361,14 @@ static int call_bare(struct runner *r, const plua_item *item, uint64_t index, in
   lua_call(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1);
   bool late = stop_disarm(r);
   item_over(r->rt);
-  int answer = runner_answer(r, LUA_OK, late, out, r->start, 0);
+  int answer = LIKELY(!late) ? runner_reply(r, out, r->start)
+                             : runner_answer(r, LUA_OK, late, out, r->start, 0);
   lua_settop(L, SLOTS);
   return answer;
 }
 
-static int call_guarded(struct runner *r, const plua_item *item, uint64_t index, int nargs,
-                        plua_out *out) {
+NOINLINE static int call_guarded(struct runner *r, const plua_item *item, uint64_t index, int nargs,
+                                 plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
   struct mark m;

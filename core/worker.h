@@ -118,9 +118,10 @@ void runner_load(struct runner *r);
    clears the stack down to the slots. Answers what 'run' answers. */
 int runner_call(struct runner *r, const plua_item *item, uint64_t index, int nargs, plua_out *out);
 
-/* Runs items by 'run' inside one lua_pcall, until there is none or one raises an error. */
-void runner_many(struct runner *r, plua_feed *feed,
-                 int (*run)(void *ctx, const plua_item *item, plua_out *out));
+/* Runs one item; answers what plua_tasks.run answers. */
+typedef int run_item(struct runner *r, const plua_item *item, plua_out *out);
+/* Runs items by 'run', all inside one lua_pcall until one raises an error. */
+void runner_many(struct runner *r, plua_feed *feed, run_item *run);
 
 /* Writes an error that no function raised; clears the stack down to the slots. */
 int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message);

@@ -105,10 +105,11 @@ static int fold_block(lua_State *L) {
   return 1;
 }
 
-/* Where the block's items are: of inherited data by its number, of a payload in its first words. */
-static void fold_open(struct fold *f, const plua_item *item) {
+/* Where the items of block b are: of inherited data by its number, of a payload in its first words.
+ */
+static void fold_open(struct fold *f, const plua_item *item, uint64_t b) {
   if (f->r->call.source != FROM_BYTES) {
-    block_bounds(item->index, f->r->call.count, &f->lo, &f->hi);
+    block_bounds(b, f->r->call.count, &f->lo, &f->hi);
     return;
   }
   uint64_t head[2] = {0, 0};
@@ -119,12 +120,13 @@ static void fold_open(struct fold *f, const plua_item *item) {
   f->len = item->len - sizeof head;
 }
 
-static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
+NOINLINE static int runner_fold(struct runner *r, const plua_item *item, uint64_t b,
+                                plua_out *out) {
   lua_State *L = r->L;
   size_t start = (size_t)(out->at - out->begin);
   struct fold f = {.r = r};
   struct mark m;
-  fold_open(&f, item);
+  fold_open(&f, item, b);
   lua_pushcfunction(L, fold_block);
   lua_pushlightuserdata(L, &f);
   lua_pushvalue(L, SLOT_F);
@@ -144,8 +146,6 @@ static int runner_fold(struct runner *r, const plua_item *item, plua_out *out) {
 }
 
 /* ---- limited memory ------------------------------------------------------------------------- */
-
-typedef int run_item(struct runner *r, const plua_item *item, plua_out *out);
 
 struct limited {
   struct runner *r;
@@ -183,13 +183,13 @@ static int run_limited(struct runner *r, const plua_item *item, plua_out *out, r
 /* ---- one-shot teams ------------------------------------------------------------------------ */
 
 /* Pushes the item; false: it cannot be read. stack: slots, f */
-static bool push_one(struct runner *r, const plua_item *item) {
+static inline bool push_one(struct runner *r, const plua_item *item, uint64_t index) {
   switch (r->call.source) {
   case FROM_LIST:
-    lua_rawgeti(r->L, SLOT_DATA, (lua_Integer)item->index + 1);
+    lua_rawgeti(r->L, SLOT_DATA, (lua_Integer)index + 1);
     return true;
   case FROM_RANGE:
-    push_number(r->L, SLOT_DATA, item->index);
+    push_number(r->L, SLOT_DATA, index);
     return true;
   case FROM_BYTES:
   case FROM_PLACED:
@@ -199,31 +199,31 @@ static bool push_one(struct runner *r, const plua_item *item) {
   return codec_read(r->L, item->data, item->len, NULL) == 1;
 }
 
-/* Runs one item by the call that the slots and r->call describe. */
-static int run_one(struct runner *r, const plua_item *item, plua_out *out) {
+/* An item that is the list of f's arguments. */
+NOINLINE static int run_star(struct runner *r, const plua_item *item, uint64_t index,
+                             plua_out *out) {
+  int nargs = push_arguments(r->L, SLOTS + 2);
+  if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, "item is no list of arguments");
+  lua_remove(r->L, SLOTS + 2);
+  return runner_call(r, item, index, nargs, out);
+}
+
+/* Runs item 'index' by the call that the slots and r->call describe. */
+static inline int run_one(struct runner *r, const plua_item *item, uint64_t index, plua_out *out) {
   lua_State *L = r->L;
-  if (r->call.mode == CALL_FOLD) return runner_fold(r, item, out);
+  if (UNLIKELY(r->call.mode == CALL_FOLD)) return runner_fold(r, item, index, out);
   lua_pushvalue(L, SLOT_F);
-  if (UNLIKELY(!push_one(r, item)))
+  if (UNLIKELY(!push_one(r, item, index)))
     return runner_refuse(r, out, FAILED_ENCODE, unread(L, "item cannot be read"));
-  int nargs = 1;
-  if (UNLIKELY(r->call.mode == CALL_STAR)) {
-    nargs = push_arguments(L, SLOTS + 2);
-    if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, "item is no list of arguments");
-    lua_remove(L, SLOTS + 2);
-  } else if (LIKELY(!r->call.plain)) {
-    lua_pushinteger(L, (lua_Integer)item->index + 1);
-    nargs = 2;
-  }
-  return runner_call(r, item, item->index, nargs, out);
+  if (UNLIKELY(r->call.mode == CALL_STAR)) return run_star(r, item, index, out);
+  if (LIKELY(!r->call.plain)) lua_pushinteger(L, (lua_Integer)index + 1);
+  return runner_call(r, item, index, r->call.plain ? 1 : 2, out);
 }
 
 /* The item that stands at this place in the order of the call. */
 static int once_item(struct runner *r, const plua_item *item, plua_out *out) {
-  if (LIKELY(!r->call.order)) return run_one(r, item, out);
-  plua_item placed = *item;
-  placed.index = r->call.order[item->index];
-  return run_one(r, &placed, out);
+  const uint64_t *order = r->call.order;
+  return run_one(r, item, LIKELY(!order) ? item->index : order[item->index], out);
 }
 
 static int once_run(void *ctx, const plua_item *item, plua_out *out) {
@@ -233,11 +233,11 @@ static int once_run(void *ctx, const plua_item *item, plua_out *out) {
 
 /* Items whose memory is limited are protected one by one. */
 static void once_many(void *ctx, plua_feed *feed) {
-  const struct runner *r = ctx;
+  struct runner *r = ctx;
   if (LIKELY(!r->memory))
-    runner_many(ctx, feed, once_run);
+    runner_many(r, feed, once_item);
   else
-    while (feed->done(feed, once_run(ctx, feed->item, feed->out))) continue;
+    while (feed->done(feed, run_limited(r, feed->item, feed->out, once_item))) continue;
 }
 
 plua_tasks once_tasks(struct runner *r) {
@@ -336,7 +336,7 @@ static int run_placed(struct runner *r, const plua_item *item, plua_out *out) {
   memcpy(&placed.index, item->data, sizeof placed.index);
   placed.data = (const unsigned char *)item->data + sizeof placed.index;
   placed.len -= sizeof placed.index;
-  return run_one(r, &placed, out);
+  return run_one(r, &placed, placed.index, out);
 }
 
 static int pool_item(struct runner *r, const plua_item *item, plua_out *out) {
@@ -344,7 +344,7 @@ static int pool_item(struct runner *r, const plua_item *item, plua_out *out) {
     return runner_refuse(r, out, FAILED_ENCODE, unread(r->L, "the function cannot be read"));
   if (r->call.mode == CALL_APPLY) return run_apply(r, item, out);
   if (UNLIKELY(r->call.source == FROM_PLACED)) return run_placed(r, item, out);
-  return run_one(r, item, out);
+  return run_one(r, item, item->index, out);
 }
 
 static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
@@ -353,11 +353,11 @@ static int pool_run(void *ctx, const plua_item *item, plua_out *out) {
 }
 
 static void pool_many(void *ctx, plua_feed *feed) {
-  const struct runner *r = ctx;
+  struct runner *r = ctx;
   if (LIKELY(!r->memory))
-    runner_many(ctx, feed, pool_run);
+    runner_many(r, feed, pool_item);
   else
-    while (feed->done(feed, pool_run(ctx, feed->item, feed->out))) continue;
+    while (feed->done(feed, run_limited(r, feed->item, feed->out, pool_item))) continue;
 }
 
 plua_tasks pool_tasks(struct runner *r) {
