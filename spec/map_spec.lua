@@ -260,6 +260,32 @@ for _, workers in ipairs(TEAMS) do
       end
     end)
 
+    -- Each bit of each sum (exclusive or) is set in half of the items, within 5 standard deviations;
+    -- a generator whose items shared half of its state would miss by 14.
+    it("random numbers of an item know nothing of one another nor of the next item's", function()
+      local count <const> = 5000
+      local drawn <const> = plua.map(function()
+        return { math.random(0), math.random(0), math.random(0), math.random(0) }
+      end, plua.range(1, count + 1), { workers = workers, seed = 7 })
+      local sums <const> = {
+        function(a) return a[1] end, function(a) return a[4] end,
+        function(a, b) return a[1] ~ b[1] end, function(a, b) return a[2] ~ b[1] end,
+        function(a) return a[1] ~ a[2] end, function(a) return a[1] ~ a[2] ~ a[3] end,
+        function(a) return a[1] ~ a[2] ~ a[3] ~ a[4] end,
+      }
+      for which, sum in ipairs(sums) do
+        local set <const> = {}
+        for i = 1, count do
+          local x <const> = sum(drawn[i], drawn[i + 1])
+          for bit = 1, 64 do set[bit] = (set[bit] or 0) + (x >> (bit - 1) & 1) end
+        end
+        for bit = 1, 64 do
+          local deviation <const> = math.abs(set[bit] - count / 2) / math.sqrt(count / 4)
+          assert.is_true(deviation < 5, ("sum %d, bit %d: %.1f"):format(which, bit, deviation))
+        end
+      end
+    end)
+
     it("the default seed is one draw of the caller's generator", function()
       math.randomseed(11, 12)
       local a <const> = plua.map(function() return math.random() end, { 1, 2 }, opts)
