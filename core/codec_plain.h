@@ -4,30 +4,39 @@
 #define PLUA_CODEC_PLAIN_H
 
 #include <lua.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "codec_peek.h"
 #include "codec_wire.h"
 
-/* Pushes the number behind a tag W_I8 to W_FLOAT; answers its bytes, 0 if it is cut short. */
-static inline size_t codec_plain_number(lua_State *L, unsigned tag, const unsigned char *p,
+/* Tells the number behind a tag W_I8 to W_FLOAT; answers its bytes, 0 if it is cut short. */
+static inline size_t codec_plain_number(struct peek_value *v, unsigned tag, const unsigned char *p,
                                         size_t len) {
   size_t width = tag == W_FLOAT ? 8 : (size_t)1 << (tag - W_I8);
   uint64_t n = 0;
   if (len < width) return 0;
-  if (width == 8)
-    memcpy(&n, p, 8);
-  else
-    memcpy(&n, p, width);
-  if (tag == W_FLOAT) {
-    double x;
-    memcpy(&x, &n, sizeof x);
-    lua_pushnumber(L, x);
+  v->tag = tag == W_FLOAT ? PEEK_FLOAT : PEEK_INTEGER;
+  if (width == 8) {
+    memcpy(&v->value, p, 8);
   } else {
     unsigned shift = 64 - 8 * (unsigned)width; /* fetches the sign */
-    lua_pushinteger(L, (lua_Integer)(n << shift) >> shift);
+    memcpy(&n, p, width);
+    v->value.integer = (lua_Integer)(n << shift) >> shift;
   }
   return width;
+}
+
+/* Tells the number that a message of 'len' bytes begins with; false: it is something else. */
+static inline bool codec_plain_seen(struct peek_value *v, const unsigned char *p, size_t len) {
+  if (!len) return false;
+  unsigned tag = *p;
+  if (tag < W_SMALL)
+    return tag >= W_I8 && tag <= W_FLOAT && codec_plain_number(v, tag, p + 1, len - 1);
+  v->value.integer = (lua_Integer)(tag - W_SMALL);
+  v->tag = PEEK_INTEGER;
+  return true;
 }
 
 /* Pushes the value that a message of 'len' bytes begins with; answers the bytes it took, 0 if it is
@@ -40,8 +49,14 @@ static inline size_t codec_plain_read(lua_State *L, const unsigned char *p, size
     return 1;
   }
   if (tag >= W_I8 && tag <= W_FLOAT) {
-    size_t n = codec_plain_number(L, tag, p + 1, len - 1);
-    return n ? n + 1 : 0;
+    struct peek_value v;
+    size_t n = codec_plain_number(&v, tag, p + 1, len - 1);
+    if (!n) return 0;
+    if (tag == W_FLOAT)
+      lua_pushnumber(L, v.value.number);
+    else
+      lua_pushinteger(L, v.value.integer);
+    return n + 1;
   }
   if (tag >= W_SHORT) {
     size_t n = tag - W_SHORT;

@@ -142,9 +142,8 @@ static int fault(struct local *l, struct peer *p, struct link_event *e) {
 static void take_run(struct local *l, struct peer *p, struct link_event *e, struct replies to) {
   const struct posted *o = &l->posted[p->slot];
   if (o->n - e->tag < to.max) to.max = o->n - e->tag;
-  e->n = ring_run(&p->ring, &l->frame, to.list, to.max, &l->lent_bytes);
+  e->n = ring_run(&p->ring, &l->frame, to.list, to.max, &l->lent_bytes, &e->len);
   l->frames += e->n - 1;
-  for (unsigned i = 1; i < e->n; i++) e->len += to.list[i].len;
 }
 
 /* The next frame of one worker as an event. */

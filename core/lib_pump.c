@@ -12,12 +12,13 @@
 
 #include "base.h"
 #include "codec.h"
+#include "codec_peek.h"
 #include "codec_plain.h"
 #include "lib.h"
 
 static const char maker_key, warner_key, ours_key;
 
-enum { NAP_NS = 500000000 };
+enum { NAP_NS = 500000000, MANY = 16 };
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
@@ -151,6 +152,7 @@ struct pump {
   struct job *want; /* NULL: anything */
   struct job *job;  /* whose userdata and results are at AT_JOB and AT_RESULTS; NULL: nobody's */
   bool moved;       /* an outcome has come since the pump began */
+  int fits;         /* whether tables may be looked into: 1, -1; 0: not asked yet */
   bool looked;      /* deaths, which come by themselves only to who waits, have been looked for */
 };
 
@@ -334,6 +336,27 @@ static bool take_plain(lua_State *L, struct job *job, const plua_reply *r, uint6
   return true;
 }
 
+/* The list that results go to, if it may be looked into and they are many; else NULL. */
+static struct peek_table *look(lua_State *L, struct pump *p, const struct run *run) {
+  if (p->job->keep != KEEP_LIST || p->job->mode == CALL_EACH || run->n < MANY) return NULL;
+  if (!p->fits) p->fits = codec_peek_fits(L) ? 1 : -1;
+  return p->fits > 0 ? codec_peek(L, AT_RESULTS) : NULL;
+}
+
+/* Numbers go to their places without a call for each. */
+static void take_numbers(struct job *job, struct peek_table *t, struct run *run) {
+  int at = run->at;
+  for (struct peek_value v; at < run->n; at++) {
+    const plua_reply *r = &run->reply[at];
+    uint64_t index = job_index(job, run->ev.index + (unsigned)at);
+    if (index >= t->limit || !codec_plain_seen(&v, r->data, r->len)) break;
+    t->array[index].value = v.value;
+    t->array[index].tag = v.tag;
+  }
+  job->done += (unsigned)(at - run->at);
+  run->at = at;
+}
+
 /* Hands the results of a run to their job. Each counts when it is there: an error (memory) leaves
    the rest, this one too, for the next call. */
 static void take_run(lua_State *L, struct pump *p, struct run *run) {
@@ -344,6 +367,8 @@ static void take_run(lua_State *L, struct pump *p, struct run *run) {
   struct job *job = p->job;
   if (has_books(job)) count_run(job, run);
   bool nothing_kept = job->mode == CALL_EACH && job->keep == KEEP_LIST;
+  struct peek_table *seen = look(L, p, run);
+  if (seen) take_numbers(job, seen, run);
   for (; run->at < run->n; run->at++, job->done++) {
     const plua_reply *r = &run->reply[run->at];
     uint64_t index = job_index(job, run->ev.index + (unsigned)run->at);

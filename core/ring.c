@@ -87,29 +87,42 @@ int ring_peek(struct ring *r, struct ring_frame *f) {
   }
 }
 
-/* Each header is read once, since its bytes may change: what does not fit ends the run, and is
-   ring_peek's to judge. */
+/* A header as one number, read once, since its bytes may change. */
+static uint64_t header_at(const unsigned char *p) {
+  uint64_t head;
+  memcpy(&head, p, sizeof head);
+  return head & ((UINT64_C(1) << 8 * RING_HEAD) - 1);
+}
+
+/* Most headers of a run differ from the one before by the tag alone. What does not fit ends the
+   run, and is ring_peek's to judge. */
 unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_reply *list,
-                  unsigned max, uint64_t *bytes) {
-  uint64_t at = r->head & (r->size - 1), end = r->size - at, limit = r->size / RUN_SHARE;
-  if (end > r->tail - r->head) end = r->tail - r->head;
-  if (end > limit) end = limit;
-  const unsigned char *p = r->data + at;
-  uint64_t used = *bytes = ring_span(f->len);
-  unsigned n = 1;
-  list[0] = (struct plua_reply){f->body, f->len};
-  for (; n < max && used + RING_HEAD <= end; n++) {
-    uint32_t word;
-    uint16_t tag;
-    memcpy(&word, p + used, 4);
-    memcpy(&tag, p + used + 4, 2);
-    uint32_t len = word & LEN_MASK;
-    if (word >> RING_LEN_BITS != f->kind || tag != f->tag + n || ring_span(len) > end - used) break;
-    list[n] = (struct plua_reply){p + used + RING_HEAD, len};
-    used += ring_span(len);
+                  unsigned max, uint64_t *bytes, size_t *len) {
+  const uint64_t next_tag = UINT64_C(1) << 32;
+  uint64_t at = r->head & (r->size - 1), room = r->size - at, limit = r->size / RUN_SHARE;
+  if (room > r->tail - r->head) room = r->tail - r->head;
+  if (room > limit) room = limit;
+  const unsigned char *p = r->data + at, *end = p + room;
+  struct plua_reply *to = list, *full = list + max;
+  uint64_t head = f->len | (uint64_t)f->kind << RING_LEN_BITS | f->tag * next_tag;
+  uint64_t each = f->len, span = ring_span(f->len), all = each;
+  *to++ = (struct plua_reply){f->body, f->len};
+  for (p += span; p < end && to < full; p += span) { /* p and end are multiples of 8 */
+    uint64_t now = header_at(p);
+    head += next_tag;
+    if (now != head) {
+      if ((now ^ head) & ~(uint64_t)LEN_MASK) break;
+      head = now;
+      each = now & LEN_MASK;
+      span = ring_span((uint32_t)each);
+    }
+    if (span > (size_t)(end - p)) break;
+    *to++ = (struct plua_reply){p + RING_HEAD, each};
+    all += each;
   }
-  *bytes = used;
-  return n;
+  *bytes = (uint64_t)(p - (r->data + at));
+  *len = all;
+  return (unsigned)(to - list);
 }
 
 void ring_take(struct ring *r, const struct ring_frame *f) {

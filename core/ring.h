@@ -96,9 +96,9 @@ static inline size_t ring_max(const struct ring *r) {
 int ring_peek(struct ring *r, struct ring_frame *f);
 /* Reader: how many frames from 'f' on, which ring_peek has told, lie one behind the other with its
    kind and tags that count up: at least 1, at most 'max', and no more than the writer can spare.
-   list[] tells their bodies, *bytes what ring_skip takes. */
+   list[] tells their bodies, *len how long they are in all, *bytes what ring_skip takes. */
 unsigned ring_run(const struct ring *r, const struct ring_frame *f, struct plua_reply *list,
-                  unsigned max, uint64_t *bytes);
+                  unsigned max, uint64_t *bytes, size_t *len);
 /* Reader: done with that frame. Room is given back in large steps and when the ring runs empty. */
 void ring_take(struct ring *r, const struct ring_frame *f);
 /* Reader: the same for so many bytes of frames. */

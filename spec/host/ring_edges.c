@@ -157,8 +157,13 @@ static unsigned run(unsigned max, uint64_t *bytes) {
   struct ring_frame f;
   struct plua_reply list[32];
   CHECK(ring_peek(&r, &f) == 1);
-  unsigned n = ring_run(&r, &f, list, max, bytes);
-  for (unsigned i = 0; i < n; i++) CHECK((const unsigned char *)list[i].data >= data + RING_HEAD);
+  size_t all, told = 0;
+  unsigned n = ring_run(&r, &f, list, max, bytes, &all);
+  for (unsigned i = 0; i < n; i++) {
+    CHECK((const unsigned char *)list[i].data >= data + RING_HEAD);
+    told += list[i].len;
+  }
+  CHECK(all == told);
   return n;
 }
 
@@ -194,9 +199,23 @@ static void runs(void) {
   push(2, 0);
   CHECK(run(32, &bytes) == 1 && bytes == 8);
   fresh(0);
+  push(UINT16_MAX, 0); /* nor does one that begins again */
+  push(0, 0);
+  CHECK(run(32, &bytes) == 1 && bytes == 8);
+  fresh(0);
+  push(0, 1); /* lengths change on the way, and back */
+  push(1, 1);
+  push(2, 9);
+  push(3, 0);
+  push(4, 3); /* of another length and not the next */
+  push(6, 4);
+  CHECK(run(32, &bytes) == 5 && bytes == 56);
+  fresh(0);
   push(0, 0); /* another kind */
   forge(8, UINT32_C(2) << 28, 1);
   atomic_store(&shared.tail, 16);
+  CHECK(run(32, &bytes) == 1 && bytes == 8);
+  forge(8, UINT32_C(2) << 28 | 1, 1); /* and of another length */
   CHECK(run(32, &bytes) == 1 && bytes == 8);
 }
 

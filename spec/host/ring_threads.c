@@ -77,7 +77,8 @@ static unsigned take_run(const struct pipe *p, struct ring *r, const struct ring
                          uint64_t i, uint64_t *s, bool whole) {
   struct plua_reply list[12];
   uint64_t bytes, taken = 0;
-  unsigned max = whole ? 12 : 1 + (unsigned)(i % 3), n = ring_run(r, f, list, max, &bytes);
+  size_t all, told = 0;
+  unsigned max = whole ? 12 : 1 + (unsigned)(i % 3), n = ring_run(r, f, list, max, &bytes, &all);
   CHECK(n >= 1 && n <= max && (tag_of(i + 1) == tag_of(i) + 1 || n == 1));
   for (unsigned k = 0; k < n; k++) {
     size_t len = length(p, s, ring_max(r));
@@ -85,8 +86,9 @@ static unsigned take_run(const struct pipe *p, struct ring *r, const struct ring
     check_frame(p, &one, i + k, len);
     if (next_random(s) % 5 == 0) next_random(s);
     taken += ring_span(one.len);
+    told += one.len;
   }
-  CHECK(bytes == taken);
+  CHECK(bytes == taken && all == told);
   ring_skip(r, bytes);
   return n;
 }
@@ -178,7 +180,8 @@ static void garbage(uint64_t rounds) {
       CHECK(f.body + f.len <= p.data + p.size && f.kind < RING_KINDS);
       struct plua_reply list[8];
       uint64_t bytes;
-      unsigned n = ring_run(&r, &f, list, 8, &bytes);
+      size_t all;
+      unsigned n = ring_run(&r, &f, list, 8, &bytes, &all);
       CHECK(n >= 1 && n <= 8 && bytes >= n * RING_HEAD);
       for (unsigned k = 0; k < n; k++) {
         const unsigned char *body = list[k].data;
