@@ -65,10 +65,14 @@ static const struct peek_table *look(lua_State *L, uint64_t n) {
   return n >= 256 && codec_peek_fits(L) ? codec_peek(L, 3) : NULL;
 }
 
+static bool is_number(const struct peek_value *v) {
+  return v->tag == PEEK_FLOAT || v->tag == PEEK_INTEGER;
+}
+
 /* The list's item, from 0, if it is a number and seen; else NULL. */
 static const struct peek_value *seen_number(const struct peek_table *t, uint64_t index) {
   const struct peek_value *v = t && index < t->limit ? &t->array[index] : NULL;
-  return v && (v->tag == PEEK_INTEGER || v->tag == PEEK_FLOAT) ? v : NULL;
+  return v && is_number(v) ? v : NULL;
 }
 
 static void write_number(plua_out *out, const struct peek_value *v) {
@@ -78,9 +82,19 @@ static void write_number(plua_out *out, const struct peek_value *v) {
     wire_put_float(out, v->value.number);
 }
 
+/* How many of the list's items [from, to), from 0, are numbers and seen, up to the first that is
+   none. */
+static uint64_t count_numbers(const struct peek_table *t, uint64_t from, uint64_t to) {
+  uint64_t i = from, end = t && t->limit < to ? t->limit : to;
+  if (!t) return 0;
+  while (i < end && is_number(&t->array[i])) i++;
+  return i > from ? i - from : 0;
+}
+
 /* Whether every item of [from, to) of the list at 3 crosses in any case. */
 static bool all_plain(lua_State *L, const struct job *job, uint64_t from, uint64_t to) {
   const struct peek_table *t = look(L, to - from);
+  if (!job->order) from += count_numbers(t, from, to);
   for (uint64_t i = from; i < to; i++) {
     if (seen_number(t, job_index(job, i))) continue;
     int type = lua_rawgeti(L, 3, (lua_Integer)job_index(job, i) + 1);
@@ -181,31 +195,45 @@ static bool write_small(lua_State *L, const struct job *job, const struct peek_t
   return small;
 }
 
+/* Encodes numbers of the list from 'index' on, n at most: how many there are, and their lengths. */
+static unsigned write_numbers(const struct peek_table *t, uint64_t index, uint64_t n, plua_out *out,
+                              size_t *len) {
+  uint64_t there = count_numbers(t, index, index + n);
+  for (uint64_t i = 0; i < there; i++) {
+    const unsigned char *begin = out->at;
+    write_number(out, &t->array[index + i]);
+    len[i] = (size_t)(out->at - begin);
+  }
+  return (unsigned)there;
+}
+
 /* Puts some of the job's next items, up to 'to', of the list at 3, which all cross in any case:
    small ones go together. */
 static void put_next(lua_State *L, struct handle *h, struct job *job, const struct peek_table *t,
                      uint64_t to) {
   unsigned char bytes[RUN * (8 + SMALL_MAX + 9)]; /* room for all: writing cannot fail */
-  size_t len[RUN], all = 0;
+  size_t len[RUN];
   plua_out out = {.begin = bytes, .at = bytes, .end = bytes + sizeof bytes};
-  int n = 0;
-  for (; n < RUN && job->count + (unsigned)n < to; n++) {
+  uint64_t most = to - job->count < RUN ? to - job->count : RUN;
+  unsigned n = job->order ? 0 : write_numbers(t, job->count, most, &out, len);
+  for (; n < most; n++) {
     const unsigned char *begin = out.at;
-    if (!write_small(L, job, t, job_index(job, job->count + (unsigned)n), &out)) break;
+    if (!write_small(L, job, t, job_index(job, job->count + n), &out)) break;
     len[n] = (size_t)(out.at - begin);
   }
   if (n < 2) { /* the next is large, or the last */
     put_one(L, h, job);
     return;
   }
-  int added = seam_put_run(h, job->id, bytes, len, n);
+  int added = seam_put_run(h, job->id, bytes, len, (int)n);
   if (UNLIKELY(added < 0)) {
     job_end(L, job, 2);
     handle_raise(L, h, added);
   }
-  for (int i = 0; job->low && i < n && i < added; i++) all += len[i] + 8;
-  job->bytes += all;
   job->count += (unsigned)added;
+  if (!job->low) return;
+  job->bytes += (size_t)(out.at - out.begin) + 8 * (size_t)added;
+  for (unsigned i = (unsigned)added; i < n; i++) job->bytes -= len[i];
 }
 
 /* Puts items [from, to) of the list at 3, the first of which is the job's next. stack: handle, job,

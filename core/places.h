@@ -17,16 +17,24 @@ struct places {
 
 /* Makes room for one more item. 0 or -ENOMEM. */
 int places_prepare(struct places *p);
-/* Adds the next item, for which there is room. 'follows': it lies right behind the one before. */
-void places_add(struct places *p, uint64_t off, bool follows);
+/* Where the places of the items to come go, which lie one behind the other: room for *n of them, at
+   least 1 where that was prepared. */
+uint64_t *places_next(struct places *p, unsigned *n);
+/* Adds n items whose places were written there. 'follows': so does the first of them lie right
+   behind the item before. */
+void places_added(struct places *p, unsigned n, bool follows);
 /* Where item 'index' lies; 0: it is done, or never was. */
 uint64_t places_at(const struct places *p, uint64_t index);
 /* How many of the n items from 'first' on lie one behind the other: at least 1. */
 unsigned places_run(const struct places *p, uint64_t first, unsigned n);
-/* The item is done: its place, or 0 if it was before. */
-uint64_t places_take(struct places *p, uint64_t index);
-/* Any item that is not done: its place, or 0 when there is none; for emptying. */
-uint64_t places_any(struct places *p);
+/* Items of ['index', end) are done, from the first on, as many as lie one behind the other here:
+   how many, at least 1. *first and *last are the places of the first and the last of them, or 0
+   where the item, the only one then, was done before. */
+unsigned places_take(struct places *p, uint64_t index, uint64_t end, uint64_t *first,
+                     uint64_t *last);
+/* The first item from 'index' on that is not known to be done, or whatever comes behind the last.
+ */
+uint64_t places_skip(const struct places *p, uint64_t index);
 void places_free(struct places *p);
 
 #endif

@@ -261,8 +261,9 @@ int plua_put(plua_pool *p, uint64_t id, plua_out **out) {
 static int put_item(plua_pool *p) {
   struct pool_job *j = open_job(p, p->put_job);
   if (!j) return pool_say(p, PLUA_EARG, "no item is being put");
-  uint64_t off, len;
+  uint64_t len;
   bool follows;
+  unsigned room;
   int err = places_prepare(&j->places);
   if (!err) err = sched_prepare(p->sched);
   if (err) {
@@ -270,10 +271,11 @@ static int put_item(plua_pool *p) {
     return err;
   }
   p->put_job = 0;
-  store_end(p->store, &off, &follows);
-  places_add(&j->places, off, follows);
+  uint64_t *off = places_next(&j->places, &room);
+  store_end(p->store, off, &follows);
+  memcpy(&len, p->link->memory + *off, sizeof len);
+  places_added(&j->places, 1, follows);
   if (sched_add(p->sched, j->id, 1) < 0) IMPOSSIBLE("no room though it was prepared");
-  memcpy(&len, p->link->memory + off, sizeof len);
   p->bytes_in += len;
   return 0;
 }
@@ -308,19 +310,16 @@ static int put_first(plua_pool *p, uint64_t id, const void *bytes, size_t len) {
 /* Adds those that have room right behind the payload before, at once. */
 static int put_run(plua_pool *p, struct pool_job *j, const void *bytes, const size_t *len,
                    unsigned n) {
-  unsigned room = PLACES_CHUNK - (unsigned)(j->places.count % PLACES_CHUNK);
-  uint64_t off;
-  bool follows;
+  unsigned room;
+  bool follows = false;
   int err = FAIL_ERROR(P_PUT);
   if (!err) err = places_prepare(&j->places);
   if (!err) err = sched_prepare(p->sched);
   if (err) return err;
-  n = store_run(p->store, j->id, bytes, len, n < room ? n : room, &off, &follows);
-  for (unsigned i = 0; i < n; i++) {
-    places_add(&j->places, off, follows || i);
-    off += store_room(len[i]);
-    p->bytes_in += len[i];
-  }
+  uint64_t *off = places_next(&j->places, &room);
+  n = store_run(p->store, j->id, bytes, len, n < room ? n : room, off, &follows);
+  places_added(&j->places, n, follows);
+  for (unsigned i = 0; i < n; i++) p->bytes_in += len[i];
   if (sched_add(p->sched, j->id, n) < 0) IMPOSSIBLE("no room though it was prepared");
   return (int)n;
 }
@@ -423,10 +422,7 @@ static void free_withdrawn(plua_pool *p, struct pool_job *j, uint64_t first, uin
   if (end > j->places.count) end = j->places.count;
   while (first < end) {
     if (!next_out(p, j->id, first, &from, &to)) from = to = end;
-    for (; first < from && first < end; first++) {
-      uint64_t off = places_take(&j->places, first);
-      if (off) store_free(p->store, off);
-    }
+    pool_free(p, j, first, from < end ? from : end);
     first = to;
   }
 }

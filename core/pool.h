@@ -97,6 +97,8 @@ void pool_doom(struct plua_pool *p, int w, unsigned slot, unsigned k, int code, 
 bool pool_take_back(struct plua_pool *p, unsigned slot, unsigned keep);
 /* Takes work back for idle workers and from behind slow items. */
 void pool_divide(struct plua_pool *p);
+/* Frees the payloads of items [index, end), as far as they have some. */
+void pool_free(struct plua_pool *p, struct pool_job *j, uint64_t index, uint64_t end);
 /* Frees the payloads of a forgotten job once nothing of it is out. */
 void pool_tidy(struct plua_pool *p, uint64_t job);
 /* Tells workers that nothing more comes, once that is so. */

@@ -30,10 +30,19 @@ struct pool_job *pool_job(struct plua_pool *p, uint64_t id) {
 
 /* ---- payloads ------------------------------------------------------------------------------ */
 
+void pool_free(struct plua_pool *p, struct pool_job *j, uint64_t index, uint64_t end) {
+  uint64_t first, last;
+  while ((index = places_skip(&j->places, index)) < end) {
+    unsigned n = places_take(&j->places, index, end, &first, &last);
+    if (first) store_free_run(p->store, first, last, n);
+    index += n;
+  }
+}
+
 void pool_tidy(struct plua_pool *p, uint64_t id) {
   struct pool_job *j = pool_job(p, id);
   if (!j || !j->forgotten || sched_held(p->sched, id)) return;
-  for (uint64_t off; (off = places_any(&j->places));) store_free(p->store, off);
+  pool_free(p, j, 0, j->places.count);
   places_free(&j->places);
   if (j->call_off) store_free(p->store, j->call_off - 8);
   if (j->timeout_ns) p->timed--;
@@ -43,10 +52,7 @@ void pool_tidy(struct plua_pool *p, uint64_t id) {
 void pool_release(struct plua_pool *p) {
   if (!p->lent_job) return;
   struct pool_job *j = pool_job(p, p->lent_job);
-  for (unsigned i = 0; j && j->places.count && i < p->lent; i++) {
-    uint64_t off = places_take(&j->places, p->lent_index + i);
-    if (off) store_free(p->store, off);
-  }
+  if (j && j->places.count) pool_free(p, j, p->lent_index, p->lent_index + p->lent);
   p->lent_job = 0;
 }
 

@@ -49,6 +49,10 @@ static uint64_t place(const struct store *s, uint64_t segment) {
 static uint64_t segment_of(const struct store *s, uint64_t off) {
   return (off - s->low) / SEGMENT;
 }
+/* The bytes that a payload takes, its length and padding too. */
+static uint64_t room_of(uint64_t len) {
+  return HEAD + ((len + 7) & ~UINT64_C(7));
+}
 static uint64_t region_end(const struct store *s) {
   return place(s, s->last + 1);
 }
@@ -259,7 +263,7 @@ void store_end(struct store *s, uint64_t *off, bool *follows) {
   memcpy(s->base + s->start, &len, sizeof len);
   *off = s->start;
   *follows = s->follows;
-  s->at = s->start + HEAD + ((len + 7) & ~UINT64_C(7));
+  s->at = s->start + room_of(len);
   for (uint64_t i = segment_of(s, s->start); i <= segment_of(s, s->at - 1); i++)
     s->segment[i].live++;
   s->chain = s->next_chain;
@@ -273,21 +277,34 @@ void store_drop(struct store *s) {
   settle(s);
 }
 
+/* Copies what is short in most cases: two words are less than a call. */
+static void copy(unsigned char *to, const unsigned char *from, size_t n) {
+  uint64_t first, last;
+  if (UNLIKELY(n < sizeof first || n > 2 * sizeof first)) {
+    memcpy(to, from, n);
+    return;
+  }
+  memcpy(&first, from, sizeof first);
+  memcpy(&last, from + n - sizeof last, sizeof last);
+  memcpy(to, &first, sizeof first);
+  memcpy(to + n - sizeof last, &last, sizeof last);
+}
+
 unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, const size_t *len,
                    unsigned n, uint64_t *off, bool *follows) {
   if (s->open || !s->filling || s->first != s->last) return 0;
   uint64_t at = s->at, end = place(s, s->first) + s->segment[s->first].backed;
   unsigned i = 0;
   for (; i < n && len[i] < SEGMENT; i++) {
-    uint64_t next = at + store_room(len[i]), size = len[i];
+    uint64_t size = len[i], next = at + room_of(size);
     if (next >= end) break; /* the last place is for those who know how to go on */
     memcpy(s->base + at, &size, sizeof size);
-    memcpy(s->base + at + HEAD, bytes, size);
+    copy(s->base + at + HEAD, bytes, size);
     bytes += size;
+    off[i] = at;
     at = next;
   }
   if (!i) return 0;
-  *off = s->at;
   *follows = chain && s->chain == chain;
   s->at = at;
   s->chain = chain;
@@ -295,10 +312,12 @@ unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, 
   return i;
 }
 
-static void let_go(struct store *s, uint64_t i) {
+/* n payloads no longer touch a segment. */
+static void let_go(struct store *s, uint64_t i, unsigned n) {
   struct segment *g = &s->segment[i];
-  if (i >= s->known || !g->used || !g->live) IMPOSSIBLE("payload freed twice");
-  if (--g->live) return;
+  if (i >= s->known || !g->used || g->live < n) IMPOSSIBLE("payload freed twice");
+  g->live -= n;
+  if (g->live) return;
   if (!s->filling || i < s->first || i > s->last) {
     release_segment(s, i);
   } else if (!s->open) {
@@ -307,12 +326,28 @@ static void let_go(struct store *s, uint64_t i) {
   }
 }
 
-void store_free(struct store *s, uint64_t off) {
-  uint64_t len, first = segment_of(s, off);
+/* Where the next payload may lie. */
+static uint64_t behind(const struct store *s, uint64_t off) {
+  uint64_t len;
   memcpy(&len, s->base + off, sizeof len);
-  for (uint64_t i = segment_of(s, off + HEAD + ((len + 7) & ~UINT64_C(7)) - 1); i > first; i--)
-    let_go(s, i);
-  let_go(s, first);
+  return off + room_of(len);
+}
+
+void store_free(struct store *s, uint64_t off) {
+  uint64_t first = segment_of(s, off);
+  for (uint64_t i = segment_of(s, behind(s, off) - 1); i > first; i--) let_go(s, i, 1);
+  let_go(s, first, 1);
+}
+
+void store_free_run(struct store *s, uint64_t first, uint64_t last, unsigned n) {
+  if (LIKELY(segment_of(s, behind(s, last) - 1) == segment_of(s, first))) {
+    let_go(s, segment_of(s, first), n);
+    return;
+  }
+  for (uint64_t next; n; n--, first = next) {
+    next = behind(s, first); /* read while it is there */
+    store_free(s, first);
+  }
 }
 
 /* ---- opening ------------------------------------------------------------------------------- */

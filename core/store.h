@@ -21,15 +21,13 @@ int store_begin(struct store *s, uint64_t chain, plua_out **out);
 void store_end(struct store *s, uint64_t *off, bool *follows);
 void store_drop(struct store *s);
 /* Keeps the first of n payloads, len[i] bytes each, which lie one behind the other in 'bytes', as
-   many as have room where the store is right now: how many, 0 too. *off and *follows are those of
-   the first; each of the others lies right behind the one before, store_room(len[i]) bytes on. */
+   many as have room where the store is right now: how many, 0 too. off[] are their places; *follows
+   is that of the first, each of the others lies right behind the one before. */
 unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, const size_t *len,
                    unsigned n, uint64_t *off, bool *follows);
-/* The bytes that a payload takes, its length and padding too. */
-static inline uint64_t store_room(uint64_t len) {
-  return 8 + ((len + 7) & ~UINT64_C(7));
-}
 /* Gives a payload's memory back. */
 void store_free(struct store *s, uint64_t off);
+/* The same for n payloads that lie one behind the other, from 'first' to 'last'. */
+void store_free_run(struct store *s, uint64_t first, uint64_t last, unsigned n);
 
 #endif

@@ -40,7 +40,7 @@ static struct store *store;
 static unsigned char *base;
 static int fd;
 static struct chain chain[CHAINS];
-static unsigned seed, puts_done, drops, follows_seen;
+static unsigned seed, puts_done, runs_put, drops, follows_seen, longest;
 static uint64_t live, peak, ids;
 
 static unsigned upto(unsigned n) {
@@ -119,17 +119,51 @@ static void put(struct chain *c) {
     return;
   }
   bool follows;
-  store_end(store, &it.off, &follows);
+  unsigned room;
+  uint64_t *off = places_next(&c->places, &room);
+  CHECK(room == PLACES_CHUNK - c->count % PLACES_CHUNK);
+  store_end(store, off, &follows);
+  it.off = *off;
   const struct item *before = c->count ? &c->item[c->count - 1] : NULL;
   if (follows) {
     CHECK(before != NULL);
     if (before->off) CHECK(behind(before) == it.off);
     follows_seen++;
   }
-  places_add(&c->places, it.off, follows);
+  places_added(&c->places, 1, follows);
   c->item[c->count++] = it;
   live += it.len + 8;
   puts_done++;
+}
+
+/* Several small ones at once, as many as have room. */
+static void put_run(struct chain *c) {
+  enum { MOST = 40 };
+  unsigned char bytes[MOST * 30], *at = bytes;
+  struct item it[MOST];
+  size_t len[MOST];
+  unsigned n = 1 + upto(MOST), room;
+  if (c->count + n > ITEMS) return;
+  if (!c->count) c->id = ++ids;
+  for (unsigned i = 0; i < n; i++) {
+    it[i] = (struct item){.len = len[i] = upto(30), .salt = (uint32_t)rand_r(&seed)};
+    for (size_t k = 0; k < it[i].len; k++) *at++ = byte_at(&it[i], k);
+  }
+  CHECK(places_prepare(&c->places) == 0);
+  uint64_t *off = places_next(&c->places, &room);
+  bool follows = false;
+  unsigned added = store_run(store, c->id, bytes, len, n < room ? n : room, off, &follows);
+  CHECK(added <= n && added <= room);
+  for (unsigned i = 0; i < added; i++) {
+    it[i].off = off[i];
+    check(&it[i]);
+    live += it[i].len + 8;
+    c->item[c->count + i] = it[i];
+  }
+  places_added(&c->places, added, follows);
+  c->count += added;
+  puts_done += added;
+  runs_put += added > 1;
 }
 
 /* Items that places_run calls neighbours must be walked to as a worker does. */
@@ -140,6 +174,28 @@ static void check_run(const struct chain *c, uint64_t first, unsigned n) {
     CHECK(c->item[first + i].off && c->item[first + i - 1].off);
     CHECK(behind(&c->item[first + i - 1]) == c->item[first + i].off);
   }
+}
+
+/* Frees items of [i, end), as many as lie one behind the other: how many. */
+static unsigned let_go(struct chain *c, uint64_t i, uint64_t end) {
+  uint64_t first, last;
+  unsigned n = places_take(&c->places, i, end, &first, &last);
+  CHECK(n >= 1 && i + n <= c->count && first == c->item[i].off && last == c->item[i + n - 1].off);
+  CHECK(i + n <= end && (first || n == 1));
+  for (uint64_t k = i + 1; k < i + n; k++) CHECK(behind(&c->item[k - 1]) == c->item[k].off);
+  for (uint64_t k = i; k < i + n; k++) {
+    CHECK(places_at(&c->places, k) == 0);
+    if (!first) continue;
+    check(&c->item[k]);
+    live -= c->item[k].len + 8;
+    c->item[k].off = 0;
+  }
+  if (n > 1 || (first && upto(2)))
+    store_free_run(store, first, last, n);
+  else if (first)
+    store_free(store, first);
+  longest = n > longest ? n : longest;
+  return n;
 }
 
 static void take(struct chain *c) {
@@ -155,25 +211,14 @@ static void take(struct chain *c) {
     while (whole < n && whole < 40 && c->item[i + whole].off) whole++;
     check_run(c, i, whole);
   }
-  uint64_t off = places_take(&c->places, i);
-  CHECK(off == it->off);
-  if (!off) return;
-  store_free(store, off);
-  live -= it->len + 8;
-  it->off = 0;
+  let_go(c, i, upto(3) ? i + 1 : i + 1 + upto(40));
 }
 
 static void empty(struct chain *c) {
-  for (uint64_t off; (off = places_any(&c->places)) != 0;) {
-    uint64_t i = 0;
-    while (i < c->count && c->item[i].off != off) i++;
-    CHECK(i < c->count);
-    check(&c->item[i]);
-    store_free(store, off);
-    live -= c->item[i].len + 8;
-    c->item[i].off = 0;
-  }
+  for (uint64_t i = 0; (i = places_skip(&c->places, i)) < c->count;)
+    i += let_go(c, i, c->count + upto(3));
   for (uint64_t i = 0; i < c->count; i++) CHECK(c->item[i].off == 0);
+  CHECK(places_skip(&c->places, 0) >= c->count);
   places_free(&c->places);
   c->count = 0;
 }
@@ -189,7 +234,7 @@ static void round_of(unsigned events) {
   for (unsigned e = 0; e < events; e++) {
     struct chain *c = &chain[upto(CHAINS)];
     if (live < (uint64_t)LIVE_MAX * SEGMENT / 2 && upto(3))
-      put(c);
+      upto(2) ? put(c) : put_run(c);
     else
       take(c);
     if (upto(2000) == 0) empty(c);
@@ -211,8 +256,11 @@ int main(int argc, char **argv) {
   CHECK(base != MAP_FAILED);
   CHECK(store_open(&store, base, OFFSET, AREA, fd) == 0);
   for (int i = 0; i < 4; i++) round_of(events / 4);
-  printf("ok: %u payloads, %u dropped, %u behind the one before, at most %llu kB\n", puts_done,
-         drops, follows_seen, (unsigned long long)peak >> 10);
+  CHECK(runs_put > 0 && longest > 1);
+  printf(
+    "ok: %u payloads, %u runs, %u dropped, %u behind the one before, %u freed at once, at most "
+    "%llu kB\n",
+    puts_done, runs_put, drops, follows_seen, longest, (unsigned long long)peak >> 10);
   store_close(store);
   munmap(base, OFFSET + AREA);
   close(fd);
