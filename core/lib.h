@@ -136,8 +136,10 @@ struct job {
   uint64_t total;    /* FOLD: items in all blocks */
   double timeout;    /* seconds; 0: none */
   size_t bytes;      /* payload bytes of items without an outcome, where they are counted */
-  size_t low;        /* LIST, open: more is to be put when 'bytes' are fewer, */
-  uint64_t few;      /* or so few items under way */
+  /* LIST, open: more is to be put when 'bytes' and the items under way are fewer, */
+  size_t low;
+  uint64_t many;
+  uint64_t few; /* or so few items are under way */
   /* ORDER, QUEUE: reply bytes of outcomes that were not taken yet, and how many those were when so
      many were taken; reply bytes of all */
   size_t held;

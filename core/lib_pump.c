@@ -419,7 +419,8 @@ static void let_hooks_run(lua_State *L) {
 
 /* The job is to be given more of its list, which the caller does. */
 static bool runs_low(const struct job *job) {
-  return job->low && job->open && (job->bytes < job->low || job->count - job->done < job->few);
+  uint64_t out = job->count - job->done;
+  return job->low && job->open && ((job->bytes < job->low && out < job->many) || out < job->few);
 }
 
 /* Whether the caller has what it waits for. 'idle': nothing more has arrived. */
@@ -477,7 +478,8 @@ static bool sleep_until(lua_State *L, struct pump *p, int64_t deadline) {
     if (left_ns < nap) nap = left_ns > 0 ? left_ns : 0;
   }
   p->looked = true;
-  int err = seam_wait(p->h, nap, lua_toboolean(L, AT_BULK));
+  bool many = p->want && p->want->low && p->want->count - p->want->done >= p->want->many;
+  int err = seam_wait(p->h, nap, many || lua_toboolean(L, AT_BULK));
   if (err < 0 && err != -EINTR) handle_raise(L, p->h, err);
   p->h->looked_ns = now_ns();
   return err != 0 || !p->h->inliner; /* inline, nothing can come by itself */

@@ -255,11 +255,14 @@ static void put_list(lua_State *L, struct handle *h, struct job *job, uint64_t f
 /* Puts items of the list at 3 until enough is under way: what lies in shared memory is used again
    while it is warm, and is no second copy of a long list. False: some of the n are left. */
 static bool put_enough(lua_State *L, struct handle *h, struct job *job, uint64_t n) {
-  enum { ROOM = 16 << 20 };
+  enum { ROOM = 16 << 20, EACH = 1 << 13 }; /* half of that many last for some milliseconds */
   const struct peek_table *t = look(L, n - job->count);
   job->low = ROOM / 2;
-  while (job->count < n && (job->bytes < ROOM || job->count - job->done < job->few))
+  job->many = EACH * job->few;
+  for (uint64_t out = job->count - job->done; job->count < n; out = job->count - job->done) {
+    if (out >= job->few && (job->bytes >= ROOM || out >= 2 * job->many)) break;
     put_next(L, h, job, t, n);
+  }
   return job->count == n;
 }
 
