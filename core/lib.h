@@ -171,6 +171,7 @@ void job_encode_call(struct lua_State *L, struct handle *h, const struct job *jo
 /* Pushes the table that results go to. Once the first outcomes are there it is made anew, of the
    right size if that is known and sane: a team was forked by then, which does not have to copy it.
  */
+enum { RESULTS_FEW = 4096 };
 void job_results_open(struct lua_State *L, struct job *job, int at);
 /* The job is over, at once: nothing of it comes any more. 'at': the job's index. */
 void job_end(struct lua_State *L, struct job *job, int at);

@@ -12,8 +12,6 @@
 
 static const char completed_key;
 
-enum { RESULTS_FEW = 4096 };
-
 struct job *job_check(lua_State *L, int at) {
   return luaL_checkudata(L, at, "plua.job");
 }

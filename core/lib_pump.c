@@ -161,7 +161,7 @@ enum { AT_WANT = 2, AT_TIMEOUT, AT_BULK, AT_JOB, AT_RESULTS };
 /* Makes the event's job the current one. False: nobody waits for it any more. */
 static bool job_of(lua_State *L, struct pump *p, uint64_t id) {
   bool same = p->job && p->job->id == id && !p->job->settled;
-  if (LIKELY(same && p->job->sized)) return true;
+  if (LIKELY(same && (p->job->sized || p->job->done < RESULTS_FEW))) return true;
   lua_settop(L, AT_RESULTS);
   p->job = NULL;
   lua_getiuservalue(L, 1, H_JOBS);
