@@ -103,6 +103,14 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.not_equal(results[3], results[4])
     end)
 
+    it("draws other numbers for single calls; a call with a seed draws those", function()
+      local function draw() return math.random(1 << 40) end
+      local pool <close> = plua.pool { workers = workers, seed = 5 }
+      assert.not_equal(pool:map(draw, { 1 })[1], pool:apply(draw))
+      local wanted <const> = plua.map(draw, numbers(3), { workers = workers, seed = 5 })
+      for _ = 1, 2 do assert.same(wanted, pool:map(draw, numbers(3), { seed = 5 })) end
+    end)
+
     it("serves several calls at once", function()
       local pool <close> = plua.pool { workers = workers }
       local a <const> = pool:map_async(function(x) return x end, numbers(100))

@@ -288,7 +288,8 @@ function M.set_defaults(values)
 end
 
 --- The options of a call, checked, over the defaults.
--- The field 'tell' is set where the command line, not the script, has failures collected.
+-- The field 'tell' is set where the command line, not the script, has failures collected; 'seeded'
+-- where the seed is the call's own.
 ---@param given? table
 ---@param base? table  the pool's own options, where the call is one on a pool
 ---@param level? integer  where an error points to, as error counts; default: the caller's caller
@@ -298,6 +299,7 @@ function M.check(given, base, level)
   local opts <const> = {}
   for name, value in next, base or defaults do opts[name] = value end
   if not base then opts.tell = defaults.on_error == "collect" or nil end
+  opts.seeded = nil
   if given == nil then return opts end
   if type(given) ~= "table" then
     error(("options must be a table, not %s"):format(type(given)), level)
@@ -312,6 +314,7 @@ function M.check(given, base, level)
     opts[name] = fine
   end
   if given.on_error ~= nil then opts.tell = nil end
+  opts.seeded = given.seed ~= nil or nil
   return opts
 end
 

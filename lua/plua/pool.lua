@@ -65,7 +65,7 @@ Session.__gc = Session.close
 
 -- A call without a seed of its own draws one; under the pool's seed each call gets the next.
 local function seed_of(pool, opts)
-  if not opts.seed or opts.seed ~= pool.opts.seed then return run.seed(opts) end
+  if opts.seeded or not opts.seed then return run.seed(opts) end
   pool.calls = pool.calls + 1
   return opts.seed + (pool.calls - 1) * GOLDEN
 end
@@ -429,7 +429,7 @@ function M.open(opts)
     streams = setmetatable({}, { __mode = "k" }),
     apply_spec = options.set_retries(given.retries, {
       mode = core.APPLY, keep = core.FUTURES, policy = core.COLLECT, open = true,
-      seed = run.seed(given), timeout = given.timeout,
+      seed = given.seed and given.seed - GOLDEN or run.seed(given), timeout = given.timeout,
       chunksize = math.tointeger(given.chunksize) or 0,
     }),
   }, Pool)
