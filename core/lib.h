@@ -133,7 +133,7 @@ struct job {
   uint64_t room;     /* places in its results, a power of two */
   uint64_t lowest;   /* RAISE: the lowest index that failed; else UINT64_MAX */
   uint64_t failures; /* ORDER, QUEUE: those that were not taken yet */
-  uint64_t total;    /* FOLD: items in all blocks */
+  uint64_t total;    /* FOLD: items in all blocks; APPLY: the pool's single calls before it */
   double timeout;    /* seconds; 0: none */
   size_t bytes;      /* payload bytes of items without an outcome, where they are counted */
   /* LIST, open: more is to be put when 'bytes' and the items under way are fewer, */

@@ -114,7 +114,7 @@ static void set_item(lua_State *L, struct job *job, const plua_event *ev, int at
     return;
   }
   lua_pop(L, 1);
-  if (job->mode == CALL_FOLD) return;
+  if (job->mode == CALL_FOLD || job->mode == CALL_APPLY) return;
   const void *bytes = seam_payload(job->h, ev->job, ev->index, &len);
   int top = lua_gettop(L);
   if (bytes && codec_read_quiet(L, bytes, len) == 1) lua_setfield(L, top, "item");
@@ -128,6 +128,7 @@ static void push_failure(lua_State *L, struct job *job, const plua_event *ev, in
   if (job) {
     uint64_t lo = ev->index, hi = lo + 1;
     if (job->mode == CALL_FOLD) block_bounds(ev->index, job->total, &lo, &hi);
+    if (job->mode == CALL_APPLY) hi += job->total, lo += job->total;
     set_integer(L, "index", (lua_Integer)lo + 1);
     if (hi > lo + 1) set_integer(L, "last", (lua_Integer)hi);
     set_item(L, job, ev, at);

@@ -568,6 +568,7 @@ static struct job *apply_job(lua_State *L, struct handle *h) {
   lua_pushvalue(L, 2);
   lua_call(L, 2, 1);
   h->apply = job_check(L, -1);
+  h->apply->total = h->applied;
   lua_pushlstring(L, (char *)h->scratch.out.begin,
                   (size_t)(h->scratch.out.at - h->scratch.out.begin));
   lua_setiuservalue(L, -2, J_CALL);

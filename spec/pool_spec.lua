@@ -111,6 +111,20 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       for _ = 1, 2 do assert.same(wanted, pool:map(draw, numbers(3), { seed = 5 })) end
     end)
 
+    it("tells of a single call that failed the number that its worker knew", function()
+      local pool <close> = plua.pool { workers = workers }
+      local function fail() error { item = plua.worker().item } end
+      local function fail_too(_, _) fail() end
+      pool:apply(tostring, 1)
+      for n, f in ipairs { fail, fail, fail_too } do
+        local _ <const>, err <const> = pcall(pool.apply, pool, f, "a")
+        assert.equal(n + 1, err.index)
+        assert.equal(n + 1, err.value.item)
+        assert.is_nil(err.item)
+        assert.matches("^item " .. n + 1 .. ": ", tostring(err))
+      end
+    end)
+
     it("serves several calls at once", function()
       local pool <close> = plua.pool { workers = workers }
       local a <const> = pool:map_async(function(x) return x end, numbers(100))
