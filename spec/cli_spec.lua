@@ -370,6 +370,15 @@ describe("plua, when things go wrong,", function()
       plua.map(f, { 1 }, { workers = 1 })]])
     local result <const> = plua(path)
     assert.truthy(result.err:find("\n  in plua.map at [^\n]*script.lua:4\n$"), result.err)
+    for call, code in pairs {
+      ["pool:apply"] = "print(plua.pool():apply(f))",
+      ["plua.mapreduce"] = "print(plua.mapreduce(f, f, { 1 }))",
+      ["the loop"] = "for _ in plua.imap(f, { 1 }) do end",
+    } do
+      local text <const> = "local plua = require 'plua'\nlocal function f() return io.stdout end\n"
+      local err <const> = plua(helper.script(text .. code)).err
+      assert.truthy(err:find("\n  in " .. call .. " at [^\n]*script.lua:3\n$"), err)
+    end
   end)
 
   it("tells failures and exits with 1 where only the command line said collect", function()

@@ -303,6 +303,28 @@ describe("an error", function()
     assert.matches("argument 1 cannot cross to a worker: coroutine", sent(print, thread), 1, true)
   end)
 
+  it("of what cannot be sent names each call as the script does", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local function f() return io.stdout end
+    local data <const> = { io.stdout }
+    local calls <const> = {
+      ["pool:map"] = function() pool:map(f, data) end,
+      ["pool:starmap"] = function() pool:starmap(f, { data }) end,
+      ["pool:each"] = function() pool:each(f, data) end,
+      ["pool:filter"] = function() pool:filter(f, data) end,
+      ["pool:find"] = function() pool:find(f, data) end,
+      ["pool:mapreduce"] = function() pool:mapreduce(f, f, data) end,
+      ["pool:map_async"] = function() pool:map_async(f, data) end,
+      ["pool:starmap_async"] = function() pool:starmap_async(f, { data }) end,
+      ["pool:apply"] = function() pool:apply(f, io.stdout) end,
+      ["pool:apply_async"] = function() pool:apply_async(f, io.stdout) end,
+      ["the loop"] = function() for _ in pool:imap(f, data) do _ = nil end end,
+    }
+    for name, call in pairs(calls) do
+      assert.equal(name, caught(call).call)
+    end
+  end)
+
   it("of a result that cannot cross says so", function()
     local err <const> = caught(plua.map, function() return { a = io.stdout } end, { 1 })
     local text <const> = "item 1 (1): its result cannot cross to the caller: .a: userdata (FILE*)\n"

@@ -205,18 +205,21 @@ end
 --- The line of the script that called plua, and what it called.
 ---@param level integer  where to begin: 1 is the caller
 ---@return string? where  file:line; nil where there is no such line
----@return string? call  "plua.map"; "plua" where its name is not to be known; nil: nothing of plua
+---@return string? call  "plua.map"; "the loop" where a generic for did; "plua" where its name is
+---  not to be known; nil: nothing of plua
 function M.site(level)
-  local ours
+  local ours, loop
   for at = level + 1, math.maxinteger do
     local frame <const> = debug.getinfo(at, "Slnf")
     if not frame then return nil end
     if frame.currentline > 0 then
       if not is_ours(frame.short_src) then
-        return ("%s:%d"):format(frame.short_src, frame.currentline), ours and name_of(ours)
+        local call <const> = ours and (loop and "the loop" or name_of(ours))
+        return ("%s:%d"):format(frame.short_src, frame.currentline), call
       end
       ours = frame
     end
+    loop = frame.namewhat == "for iterator"
   end
 end
 

@@ -118,7 +118,7 @@ end
 ---@param opts? plua.Options
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap(f, data_, opts)
-  return run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.ORDER))
+  return run.plainly(run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.ORDER)))
 end
 
 --- As plua.imap, in the order in which items are done.
@@ -127,7 +127,7 @@ end
 ---@param opts? plua.Options
 ---@return fun(): integer?, any  for the generic for: index, result
 function M.imap_unordered(f, data_, opts)
-  return run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.QUEUE))
+  return run.plainly(run.stream(begin, run.call(core.MAP, f, data_, opts, nil, core.QUEUE)))
 end
 
 --- Calls `f` for each item and sends no results.
@@ -138,7 +138,7 @@ end
 ---@return integer n  the number of items
 ---@return table? errors  under on_error = "collect": the errors, by index
 function M.each(f, data_, opts)
-  return run.each(begin, run.call(core.EACH, f, data_, opts))
+  return run.plainly(run.each(begin, run.call(core.EACH, f, data_, opts)))
 end
 
 --- The items for which `f` is true, in input order.
@@ -160,7 +160,7 @@ end
 ---@return integer? index  nil where there is none
 ---@return any result
 function M.find(f, data_, opts)
-  return run.find(begin, run.call(core.MAP, f, data_, opts))
+  return run.plainly(run.find(begin, run.call(core.MAP, f, data_, opts)))
 end
 
 --- Folds the results of `f` by `reduce`, which must be associative.
@@ -179,7 +179,7 @@ function M.mapreduce(f, reduce, data_, opts)
   run.check_function(reduce, "reduce")
   local call <const> = run.call(core.FOLD, f, data_, opts)
   call.reduce = reduce
-  return run.fold(begin, call)
+  return run.plainly(run.fold(begin, call))
 end
 
 return M

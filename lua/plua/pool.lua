@@ -153,7 +153,8 @@ end
 ---@return fun(): integer?, any
 function Pool:imap(f, data_, opts)
   check(self)
-  return run.stream(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts, core.ORDER))
+  local call <const> = run.call(core.MAP, f, data_, opts, self.opts, core.ORDER)
+  return run.plainly(run.stream(begin_on(self), call))
 end
 
 --- As plua.imap_unordered, on the pool's workers.
@@ -163,7 +164,8 @@ end
 ---@return fun(): integer?, any
 function Pool:imap_unordered(f, data_, opts)
   check(self)
-  return run.stream(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts, core.QUEUE))
+  local call <const> = run.call(core.MAP, f, data_, opts, self.opts, core.QUEUE)
+  return run.plainly(run.stream(begin_on(self), call))
 end
 
 --- As plua.each, on the pool's workers.
@@ -174,7 +176,7 @@ end
 ---@return table? errors
 function Pool:each(f, data_, opts)
   check(self)
-  return run.each(begin_on(self), run.call(core.EACH, f, data_, opts, self.opts))
+  return run.plainly(run.each(begin_on(self), run.call(core.EACH, f, data_, opts, self.opts)))
 end
 
 --- As plua.filter, on the pool's workers.
@@ -195,7 +197,7 @@ end
 ---@return any result
 function Pool:find(f, data_, opts)
   check(self)
-  return run.find(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts))
+  return run.plainly(run.find(begin_on(self), run.call(core.MAP, f, data_, opts, self.opts)))
 end
 
 --- As plua.mapreduce, on the pool's workers.
@@ -210,7 +212,7 @@ function Pool:mapreduce(f, reduce, data_, opts)
   run.check_function(reduce, "reduce")
   local call <const> = run.call(core.FOLD, f, data_, opts, self.opts)
   call.reduce = reduce
-  return run.fold(begin_on(self), call)
+  return run.plainly(run.fold(begin_on(self), call))
 end
 
 -- ---- calls that answer later ------------------------------------------------------------------
@@ -231,7 +233,7 @@ end
 function Pool:apply(f, ...)
   check(self)
   run.check_function(f, "f")
-  return submit(self, f, ...):get()
+  return run.plainly(submit(self, f, ...):get())
 end
 
 --- Calls f(...) in a worker. That it failed is told by the future alone.
@@ -278,7 +280,7 @@ end
 ---@return plua.Future  of the list
 function Pool:map_async(f, data_, opts)
   check(self)
-  return map_async(self, run.call(core.MAP, f, data_, opts, self.opts))
+  return (map_async(self, run.call(core.MAP, f, data_, opts, self.opts)))
 end
 
 --- As pool:starmap, but answers at once.
@@ -288,7 +290,7 @@ end
 ---@return plua.Future  of the list
 function Pool:starmap_async(f, data_, opts)
   check(self)
-  return map_async(self, run.call(core.STAR, f, data_, opts, self.opts))
+  return (map_async(self, run.call(core.STAR, f, data_, opts, self.opts)))
 end
 
 -- ---- life -------------------------------------------------------------------------------------

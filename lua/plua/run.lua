@@ -32,6 +32,10 @@ function M.check_function(f, name, level)
   end
 end
 
+--- Answers what it is given. A call among its arguments is no tail call, so that messages find the
+--- function that the script has called.
+function M.plainly(...) return ... end
+
 --- The call that a public function makes of its arguments. What is wrong with them is raised at
 --- the caller of that function.
 ---@param mode integer  core.MAP, ...
