@@ -325,10 +325,11 @@ describe("an error", function()
     end
   end)
 
-  it("of a result that cannot cross says so", function()
+  it("of a result that cannot cross says so, and what to do", function()
     local err <const> = caught(plua.map, function() return { a = io.stdout } end, { 1 })
     local text <const> = "item 1 (1): its result cannot cross to the caller: .a: userdata (FILE*)\n"
     assert.equal(1, tostring(err):find(text, 1, true), tostring(err))
+    assert.matches("\n  return what it holds", tostring(err), 1, true)
   end)
 
   it("has no frame of plua in its traceback, whatever calls whom", function()

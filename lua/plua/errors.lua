@@ -342,13 +342,14 @@ local VERB <const> = { timeout = "stuck", memory = "wanted" }
 
 -- ---- reading ----------------------------------------------------------------------------------
 
--- What can be done about a value that cannot cross, by what the codec calls it.
-local function remedy_of(reason)
+local SEND <const> = "make it inside the function or in init, or use plua.map and its sisters, " ..
+  "whose workers inherit what the script has"
+local RETURN <const> = "return what it holds, or give its metatable hooks, see plua.register"
+
+-- The remedy for a value that cannot cross, by what the codec calls it; nil where that says it.
+local function remedy_of(reason, remedy)
   if reason:find("plua.register", 1, true) then return nil end
-  if reason:find("userdata", 1, true) or reason:find("coroutine", 1, true) then
-    return "make it inside the function or in init, or use plua.map and its sisters, whose " ..
-      "workers inherit what the script has"
-  end
+  if reason:find("userdata", 1, true) or reason:find("coroutine", 1, true) then return remedy end
 end
 
 local NO_WAY <const> = "its result cannot cross to the caller: "
@@ -371,7 +372,7 @@ local function not_sent(err)
   parts[#parts + 1] = err.call
   parts[#parts + 1] = thing .. " cannot cross to a worker"
   parts[#parts + 1] = reason
-  local remedy <const> = remedy_of(reason)
+  local remedy <const> = remedy_of(reason, SEND)
   return table.concat(parts, ": ") .. (remedy and "\n  " .. remedy or "")
 end
 
@@ -394,8 +395,8 @@ function Error.__tostring(err)
   if err.kind == "encode" and not err.attempts then return not_sent(err) end
   local parts = {}
   local subject <const> = not is_whole(err) and which(err)
-  local said = err.message
-  if err.kind == "encode" then said = said:gsub("^result:? ?", NO_WAY) end
+  local said, of_result = err.message, 0
+  if err.kind == "encode" then said, of_result = said:gsub("^result:? ?", NO_WAY) end
   parts[1] = subject and subject .. ": " .. said or said
   if err.kind == "init" then parts[1] = "init: " .. err.message end
   local where <const> = err.where
@@ -407,6 +408,8 @@ function Error.__tostring(err)
     local by <const> = (err.worker and "in " .. who(err) or "") .. tries(err)
     if by ~= "" then parts[#parts + 1] = "  " .. by:gsub("^; ", "") end
   end
+  local remedy <const> = of_result > 0 and remedy_of(said, RETURN)
+  if remedy then parts[#parts + 1] = "  " .. remedy end
   parts[#parts + 1] = err.traceback
   parts[#parts + 1] = last_words(err.output)
   return table.concat(parts, "\n")
