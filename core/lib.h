@@ -114,7 +114,7 @@ enum policy {
 
 struct job {
   struct handle *h;  /* NULL: forgotten */
-  struct feed *feed; /* that pulls items for it now, see lib_put.c; NULL: none */
+  struct feed *feed; /* that pulls items for it now, see lib_feed.c; NULL: none */
   uint64_t id;
   enum call_mode mode;
   enum keep keep;
@@ -179,6 +179,21 @@ void job_end(struct lua_State *L, struct job *job, int at);
 void job_settle(struct lua_State *L, struct job *job, int at);
 /* A future is done: remembers it if it has callbacks. 'at': the future's index, or nil there. */
 void future_done(struct lua_State *L, int at);
+
+/* ---- lib_put.c, lib_feed.c ------------------------------------------------------------------- */
+
+enum { PUT_RUN = 64, PUT_SMALL = 64 }; /* items that are put together; bytes of a string in them */
+
+/* Lends a writer for the job's next item; where there is none, the job, at the index, is over. */
+plua_out *put_open(struct lua_State *L, struct handle *h, struct job *job, int at);
+/* The item that was put is the job's; 'err': what seam_put_end or its like answered. */
+void put_ended(struct lua_State *L, struct handle *h, struct job *job, int at, int err);
+/* Workers get what was put until now. The job is at 2. */
+void put_flush(struct lua_State *L, struct handle *h, struct job *job);
+/* Raises why codec_write refused the item 'index'; its reason is on top. */
+_Noreturn void put_refuse(struct lua_State *L, struct handle *h, int err, uint64_t index);
+/* handle:feed(job, iterator, items, bytes): see lib_feed.c. */
+int lib_feed(struct lua_State *L);
 
 /* ---- lib_stream.c --------------------------------------------------------------------------- */
 

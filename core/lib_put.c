@@ -1,4 +1,4 @@
-/* lib_put.c: how items get to a job: lists, iterators, single calls.
+/* lib_put.c: how items get to a job: lists, and single calls; lib_feed.c has iterators.
    Invariant: what cannot cross is refused before anything of it is submitted. Knows handles, jobs
    and the codec; does not read outcomes. SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
@@ -22,13 +22,13 @@ static _Noreturn void refuse(lua_State *L, struct handle *h, int err, const char
   raise_encode(L);
 }
 
-static _Noreturn void refuse_item(lua_State *L, struct handle *h, int err, uint64_t index) {
+_Noreturn void put_refuse(lua_State *L, struct handle *h, int err, uint64_t index) {
   char what[32];
   snprintf(what, sizeof what, "item %llu", (unsigned long long)index + 1);
   refuse(L, h, err, what);
 }
 
-static plua_out *put(lua_State *L, struct handle *h, struct job *job, int at) {
+plua_out *put_open(lua_State *L, struct handle *h, struct job *job, int at) {
   plua_out *out;
   int err = seam_put(h, job->id, &out);
   if (LIKELY(err >= 0)) return out;
@@ -36,8 +36,7 @@ static plua_out *put(lua_State *L, struct handle *h, struct job *job, int at) {
   handle_raise(L, h, err);
 }
 
-/* The item that was put is the job's; 'err': what seam_put_end or its like answered. */
-static void put_ended(lua_State *L, struct handle *h, struct job *job, int at, int err) {
+void put_ended(lua_State *L, struct handle *h, struct job *job, int at, int err) {
   if (UNLIKELY(err < 0)) {
     job_end(L, job, at);
     handle_raise(L, h, err);
@@ -45,8 +44,7 @@ static void put_ended(lua_State *L, struct handle *h, struct job *job, int at, i
   job->count++;
 }
 
-/* Workers get what was put until now. */
-static void flush(lua_State *L, struct handle *h, struct job *job) {
+void put_flush(lua_State *L, struct handle *h, struct job *job) {
   int err = seam_flush(h);
   if (LIKELY(err >= 0)) return;
   job_end(L, job, 2);
@@ -118,7 +116,7 @@ static void stage(lua_State *L, struct handle *h, struct job *job, uint64_t from
     if (LIKELY(err >= 0)) err = plua_write(ends, &end, sizeof end);
     if (UNLIKELY(err < 0)) {
       job_end(L, job, 2);
-      refuse_item(L, h, err, index);
+      put_refuse(L, h, err, index);
     }
     lua_pop(L, 1);
   }
@@ -132,7 +130,7 @@ static uint64_t staged_end(const struct handle *h, uint64_t i) {
 static void put_staged(lua_State *L, struct handle *h, struct job *job, const void *head,
                        size_t head_len, uint64_t lo, uint64_t hi) {
   uint64_t from = staged_end(h, lo), to = staged_end(h, hi);
-  plua_out *out = put(L, h, job, 2);
+  plua_out *out = put_open(L, h, job, 2);
   int err = plua_write(out, head, head_len);
   if (err >= 0) err = plua_write(out, h->scratch.out.begin + from, (size_t)(to - from));
   if (UNLIKELY(err < 0)) {
@@ -163,21 +161,19 @@ static void put_blocks(lua_State *L, struct handle *h, struct job *job, uint64_t
 
 /* Puts the job's next item, of the list at 3, which crosses in any case. */
 static void put_one(lua_State *L, struct handle *h, struct job *job) {
-  plua_out *out = put(L, h, job, 2);
+  plua_out *out = put_open(L, h, job, 2);
   uint64_t index = push_next(L, job, job->count);
   int err = job->order ? plua_write(out, &index, sizeof index) : 0;
   if (LIKELY(err >= 0)) err = codec_write(L, 1, out);
   if (UNLIKELY(err < 0)) {
     seam_put_drop(h);
     job_end(L, job, 2);
-    refuse_item(L, h, err, index);
+    put_refuse(L, h, err, index);
   }
   lua_pop(L, 1);
   if (job->low) job->bytes += (size_t)(out->at - out->begin) + 8;
   put_ended(L, h, job, 2, seam_put_next(h));
 }
-
-enum { RUN = 64, SMALL_MAX = 64 };
 
 /* Encodes the item 'index' of the list at 3, which crosses in any case. False: it is large. */
 static bool write_small(lua_State *L, const struct job *job, const struct peek_table *t,
@@ -189,7 +185,7 @@ static bool write_small(lua_State *L, const struct job *job, const struct peek_t
     return true;
   }
   int type = lua_rawgeti(L, 3, (lua_Integer)index + 1);
-  bool small = type != LUA_TSTRING || lua_rawlen(L, -1) <= SMALL_MAX;
+  bool small = type != LUA_TSTRING || lua_rawlen(L, -1) <= PUT_SMALL;
   if (small) codec_write(L, 1, out);
   lua_pop(L, 1);
   return small;
@@ -211,10 +207,10 @@ static unsigned write_numbers(const struct peek_table *t, uint64_t index, uint64
    small ones go together. */
 static void put_next(lua_State *L, struct handle *h, struct job *job, const struct peek_table *t,
                      uint64_t to) {
-  unsigned char bytes[RUN * (8 + SMALL_MAX + 9)]; /* room for all: writing cannot fail */
-  size_t len[RUN];
+  unsigned char bytes[PUT_RUN * (8 + PUT_SMALL + 9)]; /* room for all: writing cannot fail */
+  size_t len[PUT_RUN];
   plua_out out = {.begin = bytes, .at = bytes, .end = bytes + sizeof bytes};
-  uint64_t most = to - job->count < RUN ? to - job->count : RUN;
+  uint64_t most = to - job->count < PUT_RUN ? to - job->count : PUT_RUN;
   unsigned n = job->order ? 0 : write_numbers(t, job->count, most, &out, len);
   for (; n < most; n++) {
     const unsigned char *begin = out.at;
@@ -282,7 +278,7 @@ static int put_inner(lua_State *L) {
     all = put_enough(L, h, job, n);
   else
     put_list(L, h, job, 0, n);
-  flush(L, h, job);
+  put_flush(L, h, job);
   job->open = !all;
   job_settle(L, job, 2);
   lua_pushboolean(L, !all);
@@ -295,7 +291,7 @@ static int put_some_inner(lua_State *L) {
   uint64_t first = (uint64_t)luaL_checkinteger(L, 4), last = (uint64_t)luaL_checkinteger(L, 5);
   struct job *job = job_check(L, 2);
   put_list(L, h, job, first - 1, last);
-  flush(L, h, job);
+  put_flush(L, h, job);
   return 0;
 }
 
@@ -316,199 +312,6 @@ static int extend(lua_State *L) {
   if (err < 0) handle_raise(L, h, err);
   job->count += n;
   return 0;
-}
-
-/* ---- iterators ------------------------------------------------------------------------------ */
-
-enum { SLOW_NS = 2000000 }; /* results that have arrived do not wait longer for an iterator */
-
-/* Items that were pulled and are not the job's yet: small ones go together. */
-struct feed {
-  struct handle *h;
-  struct job *job;
-  bool pulling;       /* the script's iterator runs */
-  int n, most;        /* so many; how many may wait for each other */
-  struct feed *outer; /* the job's, whose iterator took from the loop that it feeds */
-  plua_out out;
-  size_t len[RUN];
-  unsigned char bytes[RUN * (SMALL_MAX + 9)]; /* room for all: writing cannot fail */
-};
-
-/* Puts them. stack: handle, job, ... */
-static void feed_put(lua_State *L, struct feed *f) {
-  const unsigned char *bytes = f->bytes;
-  struct job *job = f->job;
-  int n = f->n;
-  f->n = 0;
-  f->out.at = f->bytes;
-  for (int i = 0; i < n;) {
-    int added = seam_put_run(f->h, job->id, bytes, f->len + i, n - i);
-    if (UNLIKELY(added < 0)) {
-      job_end(L, job, 2);
-      handle_raise(L, f->h, added);
-    }
-    job->count += (unsigned)added;
-    for (; added; added--, i++) {
-      bytes += f->len[i];
-      job->bytes += f->len[i];
-    }
-  }
-  int slack = seam_slack(f->h, job->id);
-  f->most = slack < 1 ? 1 : slack < RUN ? slack : RUN;
-}
-
-/* Calls the script's iterator at 3. Pushes one value, nil at the end; false: pushes an error. */
-static bool pull(lua_State *L, struct feed *f) {
-  int top = lua_gettop(L);
-  lua_pushvalue(L, 3);
-  f->h->rt->depth++;
-  f->pulling = true;
-  lua_call(L, 0, LUA_MULTRET);
-  f->pulling = false;
-  f->h->rt->depth--;
-  int n = lua_gettop(L) - top;
-  if (n == 0 || lua_isnil(L, top + 1)) {
-    lua_settop(L, top);
-    lua_pushnil(L);
-    return true;
-  }
-  if (f->job->mode == CALL_STAR) {
-    lua_createtable(L, n, 1);
-    lua_insert(L, top + 1);
-    for (int i = n; i >= 1; i--) lua_rawseti(L, top + 1, i);
-    lua_pushinteger(L, n);
-    lua_setfield(L, top + 1, "n");
-    return true;
-  }
-  if (n == 1) return true;
-  lua_settop(L, top);
-  lua_pushfstring(
-    L,
-    "plua: the iterator gave %d values for item %I where one is wanted; starmap and its "
-    "like take several",
-    n, (LUAI_UACINT)f->job->count + f->n + 1);
-  return false;
-}
-
-static int raise_refusal(lua_State *L) {
-  refuse_item(L, lua_touserdata(L, 1), (int)lua_tointeger(L, 2), (uint64_t)lua_tointeger(L, 3));
-}
-
-/* The input has ended; on top is the error that ended it, if not 'fine'. */
-static int feed_ended(lua_State *L, struct feed *f, bool fine) {
-  f->job->open = false;
-  job_settle(L, f->job, 2);
-  lua_pushboolean(L, 0);
-  if (fine) return 1;
-  lua_insert(L, -2);
-  return 2;
-}
-
-/* An item that cannot cross ends the input as an iterator's error does. The reason is on top. */
-static int feed_refused(lua_State *L, struct feed *f, int err) {
-  lua_pushcfunction(L, raise_refusal);
-  lua_insert(L, -2);
-  lua_pushlightuserdata(L, f->h);
-  lua_insert(L, -2);
-  lua_pushinteger(L, err);
-  lua_insert(L, -2);
-  lua_pushinteger(L, (lua_Integer)f->job->count);
-  lua_insert(L, -2); /* stack: ..., raise_refusal, h, err, index, reason */
-  lua_pcall(L, 4, 1, 0);
-  return feed_ended(L, f, false);
-}
-
-/* Whether the item on top needs little room in any case. */
-static bool is_small(lua_State *L) {
-  int type = lua_type(L, -1);
-  return type == LUA_TNUMBER || type == LUA_TBOOLEAN ||
-         (type == LUA_TSTRING && lua_rawlen(L, -1) <= SMALL_MAX);
-}
-
-static void feed_small(lua_State *L, struct feed *f) {
-  const unsigned char *begin = f->out.at;
-  codec_write(L, 1, &f->out);
-  f->len[f->n++] = (size_t)(f->out.at - begin);
-  if (f->n >= f->most) feed_put(L, f);
-}
-
-/* Puts the item on top, behind those before. Negative: it is refused, the reason is on top. */
-static int feed_large(lua_State *L, struct feed *f) {
-  feed_put(L, f);
-  plua_out *out = put(L, f->h, f->job, 2);
-  f->h->busy = true;
-  int err = codec_write(L, 1, out);
-  f->h->busy = false;
-  if (UNLIKELY(err < 0)) {
-    seam_put_drop(f->h);
-    return err;
-  }
-  f->job->bytes += (size_t)(out->at - out->begin);
-  put_ended(L, f->h, f->job, 2, seam_put_next(f->h));
-  return 0;
-}
-
-/* stack: handle, job, iterator, items, bytes, feed */
-static int feed_inner(lua_State *L) {
-  struct feed *f = lua_touserdata(L, 6);
-  const struct job *job = f->job;
-  uint64_t items = (uint64_t)luaL_checkinteger(L, 4);
-  size_t bytes = (size_t)luaL_checkinteger(L, 5);
-  int64_t until = now_roughly_ns() + SLOW_NS;
-  bool slow = false;
-  while (!slow && job->count + (unsigned)f->n - job->taken < items &&
-         job->bytes + stream_held(f->job) < bytes) {
-    int err = 0;
-    lua_settop(L, 6);
-    bool fine = pull(L, f);
-    if (UNLIKELY(!f->h->pool)) handle_check(L, 1); /* the iterator may have ended it */
-    if (!fine || lua_isnil(L, -1)) {
-      feed_put(L, f);
-      return feed_ended(L, f, fine);
-    }
-    if (LIKELY(is_small(L)))
-      feed_small(L, f);
-    else
-      err = feed_large(L, f);
-    if (UNLIKELY(err < 0)) return feed_refused(L, f, err);
-    slow = now_roughly_ns() >= until;
-  }
-  feed_put(L, f);
-  lua_pushboolean(L, 1);
-  lua_pushboolean(L, slow);
-  return 2;
-}
-
-/* handle:feed(job, iterator, items, bytes): pulls and encodes until so many items have not been
-   taken, or so many bytes are under way, or some milliseconds have passed. Answers true, and
-   whether it was for the time; false at the iterator's end, and what it raised, if it did. The
-   iterator may call plua, this handle too: so the handle is busy only while an item is written, by
-   hooks of the script's as well. */
-static int feed(lua_State *L) {
-  struct handle *h = handle_check(L, 1);
-  struct feed f = {.h = h, .job = job_check(L, 2), .most = 1};
-  int depth = h->rt->depth;
-  f.outer = f.job->feed;
-  if (f.outer) feed_put(L, f.outer); /* those items come first */
-  f.job->feed = &f;
-  f.out = (plua_out){.begin = f.bytes, .at = f.bytes, .end = f.bytes + sizeof f.bytes};
-  lua_settop(L, 5);
-  luaL_checkstack(L, 16, NULL);
-  lua_pushcfunction(L, feed_inner);
-  for (int i = 1; i <= 5; i++) lua_pushvalue(L, i);
-  lua_pushlightuserdata(L, &f);
-  int status = lua_pcall(L, 6, LUA_MULTRET, 0);
-  f.job->feed = f.outer;
-  if (status != LUA_OK) {
-    h->rt->depth = depth;
-    h->busy = false;
-    seam_put_drop(h); /* memory may have run out in the middle of an item */
-    if ((h->pool || h->inliner) && !f.job->settled) feed_put(L, &f);
-    if (!f.pulling) return lua_error(L);
-    feed_ended(L, &f, false);
-  }
-  if (!f.job->settled) flush(L, h, f.job);
-  return lua_gettop(L) - 5;
 }
 
 /* ---- apply ---------------------------------------------------------------------------------- */
@@ -604,7 +407,7 @@ static int apply_inner(lua_State *L) {
   int nargs = lua_gettop(L) - 3;
   struct job *job = apply_job(L, h);
   int at = lua_gettop(L);
-  plua_out *out = put(L, h, job, at);
+  plua_out *out = put_open(L, h, job, at);
   luaL_checkstack(L, nargs + 4, "too many arguments");
   lua_pushinteger(L, (lua_Integer)h->applied);
   for (int i = 0; i < nargs; i++) lua_pushvalue(L, 4 + i);
@@ -630,6 +433,6 @@ static int apply(lua_State *L) {
 }
 
 const luaL_Reg lib_job_methods[] = {
-  {"job", job_new},       {"put", put_items}, {"extend", extend}, {"feed", feed},
+  {"job", job_new},       {"put", put_items}, {"extend", extend}, {"feed", lib_feed},
   {"put_some", put_some}, {"apply", apply},   {NULL, NULL},
 };
