@@ -236,16 +236,16 @@ int64_t sched_withdraw(struct sched *s, uint64_t id, uint64_t first, uint64_t en
   uint64_t got = 0;
   if (!j) return PLUA_EARG;
   if (sched_prepare(s) < 0) return -ENOMEM;
-  for (int i = 0; i < LANES && j->queued; i++) {
+  uint64_t most = first < end ? end - first : 0;
+  if (most > j->queued) most = j->queued; /* no more can be found */
+  for (int i = 0; i < LANES; i++) {
     struct span *end_of = &s->queue[i].head;
-    for (struct span *p = end_of->next, *next; p != end_of && j->queued; p = next) {
+    for (struct span *p = end_of->next, *next; p != end_of && got < most; p = next) {
       next = p->next;
-      if (p->job != id) continue;
-      uint64_t n = span_cut(p, &s->spans, first, end);
-      got += n;
-      j->queued -= n;
+      if (p->job == id) got += span_cut(p, &s->spans, first, end);
     }
   }
+  j->queued -= got;
   s->queued -= got;
   s->pending -= got;
   s->counts.done += got;
