@@ -1,8 +1,9 @@
-/* codec_peek.h: numbers in a table's array part, without a call of Lua's for each.
+/* codec_peek.h: plain values in a table's array part, without a call of Lua's for each.
    Knows how Lua 5.4 lays out a table, and uses that only where codec_peek_fits has found it so in
    this state; elsewhere, and in the test build with tiny limits, all goes through Lua's interface.
-   Reads values, and writes numbers over nils of a table that nobody else has seen yet: no barrier
-   of the collector's is due for either. SPDX-License-Identifier: MIT */
+   Reads values, and writes such as need no memory of their own over nils of a table that nobody
+   else has seen yet: no barrier of the collector's is due for either. SPDX-License-Identifier: MIT
+ */
 #ifndef PLUA_CODEC_PEEK_H
 #define PLUA_CODEC_PEEK_H
 
@@ -20,7 +21,14 @@ struct peek_value {
   } value;
   unsigned char tag;
 };
-enum { PEEK_NIL = 0x00, PEEK_EMPTY = 0x10, PEEK_INTEGER = 0x03, PEEK_FLOAT = 0x13 };
+enum {
+  PEEK_NIL = 0x00,
+  PEEK_EMPTY = 0x10,
+  PEEK_FALSE = 0x01,
+  PEEK_TRUE = 0x11,
+  PEEK_INTEGER = 0x03,
+  PEEK_FLOAT = 0x13
+};
 
 struct peek_table {
   void *next;

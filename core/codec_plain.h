@@ -28,14 +28,21 @@ static inline size_t codec_plain_number(struct peek_value *v, unsigned tag, cons
   return width;
 }
 
-/* Tells the number that a message of 'len' bytes begins with; false: it is something else. */
+/* Tells the value that a message of 'len' bytes begins with, if it needs no memory of its own:
+   false, it does. */
 static inline bool codec_plain_seen(struct peek_value *v, const unsigned char *p, size_t len) {
   if (!len) return false;
   unsigned tag = *p;
-  if (tag < W_SMALL)
-    return tag >= W_I8 && tag <= W_FLOAT && codec_plain_number(v, tag, p + 1, len - 1);
-  v->value.integer = (lua_Integer)(tag - W_SMALL);
-  v->tag = PEEK_INTEGER;
+  if (tag >= W_I8 && tag <= W_FLOAT) return codec_plain_number(v, tag, p + 1, len - 1) > 0;
+  if (tag >= W_SMALL) {
+    v->value.integer = (lua_Integer)(tag - W_SMALL);
+    v->tag = PEEK_INTEGER;
+  } else if (tag && tag <= W_TRUE) {
+    v->value.integer = 0;
+    v->tag = tag == W_NIL ? PEEK_NIL : tag == W_TRUE ? PEEK_TRUE : PEEK_FALSE;
+  } else {
+    return false;
+  }
   return true;
 }
 

@@ -344,8 +344,8 @@ static struct peek_table *look(lua_State *L, struct pump *p, const struct run *r
   return p->fits > 0 ? codec_peek(L, AT_RESULTS) : NULL;
 }
 
-/* Numbers go to their places without a call for each. */
-static void take_numbers(struct job *job, struct peek_table *t, struct run *run) {
+/* Numbers and the like go to their places without a call for each. */
+static void take_seen(struct job *job, struct peek_table *t, struct run *run) {
   int at = run->at;
   for (struct peek_value v; at < run->n; at++) {
     const plua_reply *r = &run->reply[at];
@@ -369,8 +369,9 @@ static void take_run(lua_State *L, struct pump *p, struct run *run) {
   if (has_books(job)) count_run(job, run);
   bool nothing_kept = job->mode == CALL_EACH && job->keep == KEEP_LIST;
   struct peek_table *seen = look(L, p, run);
-  if (seen) take_numbers(job, seen, run);
-  for (; run->at < run->n; run->at++, job->done++) {
+  for (;; run->at++, job->done++) {
+    if (seen) take_seen(job, seen, run);
+    if (run->at >= run->n) break;
     const plua_reply *r = &run->reply[run->at];
     uint64_t index = job_index(job, run->ev.index + (unsigned)run->at);
     if (nothing_kept || LIKELY(take_plain(L, job, r, index))) continue;

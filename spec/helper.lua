@@ -221,6 +221,28 @@ function helper.counter(n)
   end
 end
 
+local KINDS <const> = {
+  0.5, -0.0, 1 / 0, 0, 1, 127, 128, -1, -128, -129, 32767, 32768, -32769, 1 << 31, -1 << 31,
+  (1 << 31) - 1, (-1 << 31) - 1, math.maxinteger, math.mininteger, true, false, "", "short",
+  ("long"):rep(100), 2.0, n = 26, -- the last one is nil
+}
+
+--- The i-th of many plain values: each kind by itself, then in stretches.
+function helper.kind(i)
+  local stretch <const> = i < 6000 and 1 or i < 12000 and 7 or 700
+  return KINDS[i // stretch % KINDS.n + 1]
+end
+
+--- Raises if a list does not hold the first n of them.
+function helper.check_kinds(list, n)
+  for i = 1, n do
+    local want <const>, got <const> = helper.kind(i), list[i]
+    if want ~= got or math.type(want) ~= math.type(got) or want == 0 and 1 / want ~= 1 / got then
+      error(("value %d is %s and not %s"):format(i, got, want))
+    end
+  end
+end
+
 --- Fails unless the pool answers a call.
 function helper.answers(pool)
   local list <const> = pool:map(function(x) return x + 1 end, helper.numbers(100))

@@ -22,6 +22,12 @@ for _, workers in ipairs(TEAMS) do
       assert.same({ 51, 62, 73, n = 3 }, results)
     end)
 
+    it("keeps what each of many results is, whatever comes before and behind", function()
+      local results <const> = plua.map(helper.kind, plua.range(1, 20000), opts)
+      helper.check_kinds(results, 20000)
+      assert.equal(20000, results.n)
+    end)
+
     it("keeps holes of data with n, and nil results", function()
       local data <const> = { n = 4, [1] = 1, [4] = 4 }
       local results <const> = plua.map(function(x) return x end, data, opts)

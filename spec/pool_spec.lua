@@ -28,6 +28,17 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.same({ "ab", n = 1 }, pool:starmap(function(a, b) return a .. b end, { { "a", "b" } }))
     end)
 
+    it("carries each of many items as what it is, there and back", function()
+      local pool <close> = plua.pool { workers = workers }
+      local items <const> = { n = 20000 }
+      for i = 1, items.n do items[i] = helper.kind(i) end
+      local function same(x) return x end
+      helper.check_kinds(pool:map(same, items), items.n)
+      helper.check_kinds(pool:map_async(same, items):get(), items.n)
+      local function cost(x) return x and 1 or 2 end
+      helper.check_kinds(pool:map(same, items, { weight = cost }), items.n)
+    end)
+
     it("runs every other call over data too", function()
       local pool <close> = plua.pool { workers = workers }
       assert.equal(9, pool:each(function() end, numbers(9)))
