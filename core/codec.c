@@ -128,6 +128,13 @@ void codec_register(struct lua_State *L, const char *name) {
   luaL_checktype(L, -1, LUA_TTABLE);
   codec_open(L);
   codec_push(L, KEY_METAS); /* stack: metatable, metas */
+  lua_pushstring(L, name);
+  if (lua_rawget(L, -2) == LUA_TTABLE) { /* what had the name must not become what has it now */
+    lua_pushnil(L);
+    lua_rawset(L, -3);
+  } else {
+    lua_pop(L, 1);
+  }
   lua_pushvalue(L, -2);
   lua_pushstring(L, name);
   lua_rawset(L, -3);

@@ -287,6 +287,17 @@ describe("codec: tables", function()
     assert.equal(2, got[4][2])
   end)
 
+  it("of a metatable whose name went to another one are refused", function()
+    local old <const>, new <const> = {}, {}
+    codec.register("spec.moved", old)
+    codec.register("spec.moved", new)
+    assert.equal(new, getmetatable((cross(setmetatable({}, new)))))
+    assert.matches("metatable that is not registered", (refusal(setmetatable({}, old))))
+    codec.register("spec.moved", new)
+    codec.register("spec.moved to", new)
+    assert.equal(new, getmetatable((cross(setmetatable({}, new)))))
+  end)
+
   it("name a metatable that the other side does not know", function()
     codec.register("spec.known", {})
     local message = codec.encode(setmetatable({}, (function()
