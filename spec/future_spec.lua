@@ -238,7 +238,17 @@ describe("futures", function()
 
   it("refuse what is none of them", function()
     assert.has_error(function() plua.wait({ 1 }) end, "futures[1] is no future but number")
-    assert.has_error(function() plua.wait({}, { wen = "all" }) end, "unknown option 'wen'")
+    assert.has_error(function() plua.wait({}, { wen = "all" }) end,
+      "unknown option 'wen'; the nearest is 'when'")
+    assert.has_error(function() plua.as_completed({}, { 1 }) end,
+      "unknown option '1'; the nearest is 'timeout'")
+    assert.has_error(function() plua.wait({}, 5) end, "options must be a table, not number")
     assert.has_error(function() plua.wait({}, { when = "never" }) end)
+    local pool <close> = plua.pool { workers = 1 }
+    assert.has_error(function() plua.wait(pool:apply_async(add, 1, 2)) end,
+      "a list of futures is wanted, not one future")
+    pool:close()
+    assert.has_error(function() pool:join("soon") end,
+      "timeout must be a number of seconds, not string")
   end)
 end)

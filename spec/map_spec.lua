@@ -29,7 +29,7 @@ for _, workers in ipairs(TEAMS) do
     end)
 
     it("keeps holes of data with n, and nil results", function()
-      local data <const> = { n = 4, [1] = 1, [4] = 4 }
+      local data <const> = { n = 4.0, [1] = 1, [4] = 4 }
       local results <const> = plua.map(function(x) return x end, data, opts)
       assert.same({ n = 4, [1] = 1, [4] = 4 }, results)
     end)
@@ -681,12 +681,12 @@ describe("a one-shot call", function()
     local line <const> = ("map_spec.lua:%d: "):format(debug.getinfo(1, "l").currentline + 4)
     for _, name in ipairs { "map", "starmap", "imap", "each", "filter", "find" } do
       local call <const> = plua[name]
-      for _, data in ipairs { ipairs { { 1, 2 } }, next, { a = 1 } } do
+      for _, data in ipairs { ipairs { { 1, 2 } }, next, { a = 1 }, { 1, n = -1 } } do
         local fine <const>, err <const> = pcall(function() return (call(print, data, 1)) end)
         assert.is_false(fine)
         assert.equal(line, err:match("map_spec.lua:%d+: "), err)
         local what <const> = data == next and "pairs" or "ipairs"
-        assert.matches(type(data) == "table" and "a table without items" or
+        assert.matches(type(data) == "table" and "data %l+ a %l+ .-items" or
           "data is what " .. what .. "%(t%) gives", err)
       end
     end

@@ -186,6 +186,10 @@ describe("data", function()
     assert.matches("data is what ipairs%(t%) gives", message_of(plua.map, print, ipairs {}))
     assert.matches("data is what pairs%(t%) gives", message_of(plua.map, print, pairs {}))
     assert.matches("without items 1, 2", message_of(plua.map, print, { a = 1 }))
+    for _, n in ipairs { -1, 0.5, 1 / 0, 0 / 0 } do
+      assert.matches("^data has a field n, its number of items, which is %-?%w",
+        message_of(plua.map, print, { 1, n = n }))
+    end
     assert.matches("f must be a function, not table", message_of(plua.map, {}, print))
     assert.matches("reduce must be a function", message_of(plua.mapreduce, print, { 1 }))
   end)

@@ -84,10 +84,12 @@ local function explain(name)
 end
 
 -- The number of items of a table.
-local function count(t)
+local function count(t, level)
   local n <const> = rawget(t, "n")
-  if math.type(n) == "integer" and n >= 0 then return n end
-  return #t
+  if type(n) ~= "number" then return #t end
+  local whole <const> = math.tointeger(n)
+  if whole and whole >= 0 then return whole end
+  error(("data has a field n, its number of items, which is %s"):format(n), level + 1)
 end
 
 -- A copy without metatable, which workers can read raw.
@@ -100,7 +102,7 @@ local function plain(t, n)
 end
 
 local function of_table(t, level)
-  local n <const> = count(t)
+  local n <const> = count(t, level)
   if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then -- source left by a tail call
     error("data is a table without items 1, 2, ...: pass a list, or set its field n", level)
   end

@@ -1,10 +1,12 @@
 --- Futures: results that come later.
 -- Keeps true: a future is done once; its callbacks run once, as the outermost call of plua returns.
 -- A future of apply gets its outcome from the core: values 1 .. n, or 'err'. One of a whole job
--- ('gather') makes its own when the job is over. Knows plua.core and run; does not know pools.
+-- ('gather') makes its own when the job is over. Knows plua.core, options and run; does not know
+-- pools.
 -- SPDX-License-Identifier: MIT
 
 local core <const> = require("plua.core")
+local options <const> = require("plua.options")
 local run <const> = require("plua.run")
 
 local M <const> = {}
@@ -128,11 +130,15 @@ local function wait_until(futures, timeout, enough)
   return true
 end
 
-local function check_timeout(timeout)
-  if timeout ~= nil and (type(timeout) ~= "number" or timeout ~= timeout) then
-    error(("timeout must be a number of seconds, not %s"):format(type(timeout)), 3)
-  end
+--- Raises, at the caller's caller, unless it is a number of seconds or nil.
+---@param timeout any
+function M.check_timeout(timeout)
+  if timeout == nil or type(timeout) == "number" and timeout == timeout then return end
+  local what <const> = type(timeout) == "number" and "NaN" or type(timeout)
+  error(("timeout must be a number of seconds, not %s"):format(what), 3)
 end
+
+local check_timeout <const> = M.check_timeout
 
 local function raise_timeout(timeout)
   error(core.error {
@@ -219,8 +225,9 @@ end
 
 -- The futures of a list, each once.
 local function check_futures(futures)
-  if type(futures) ~= "table" then
-    error(("a list of futures is wanted, not %s"):format(type(futures)), 3)
+  if type(futures) ~= "table" or getmetatable(futures) == Future then
+    local what <const> = type(futures) == "table" and "one future" or type(futures)
+    error(("a list of futures is wanted, not %s"):format(what), 3)
   end
   local list, seen = {}, {}
   for i, future in ipairs(futures) do
@@ -235,11 +242,19 @@ local function check_futures(futures)
   return list
 end
 
-local function read_options(opts, names)
-  for name in next, opts or {} do
-    if not names[name] then error(("unknown option '%s'"):format(tostring(name)), 3) end
+local function read_options(opts, ...)
+  if opts == nil then return {} end
+  if type(opts) ~= "table" then
+    error(("options must be a table, not %s"):format(type(opts)), 3)
   end
-  return opts or {}
+  local names <const> = { ... }
+  for name in next, opts do
+    local near <const> = options.nearest(name, names)
+    if name ~= near then
+      error(("unknown option '%s'; the nearest is '%s'"):format(tostring(name), near), 3)
+    end
+  end
+  return opts
 end
 
 local ENOUGH <const> = {
@@ -255,7 +270,7 @@ local ENOUGH <const> = {
 ---@return plua.Future[] pending  the others; some, where time ran out
 function M.wait(futures, opts)
   futures = check_futures(futures)
-  opts = read_options(opts, { when = true, timeout = true })
+  opts = read_options(opts, "when", "timeout")
   check_timeout(opts.timeout)
   local enough <const> = ENOUGH[opts.when or "all"]
   if not enough then
@@ -287,7 +302,7 @@ end
 ---@return fun(): plua.Future?
 function M.as_completed(futures, opts)
   futures = check_futures(futures)
-  opts = read_options(opts, { timeout = true })
+  opts = read_options(opts, "timeout")
   check_timeout(opts.timeout)
   local ends <const> = opts.timeout and core.now() + opts.timeout
   local pending, ready, at = futures, {}, 0

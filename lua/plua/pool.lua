@@ -345,6 +345,7 @@ end
 ---@return boolean gone  false: time ran out
 function Pool:join(timeout)
   if self.state == "open" then error("close or terminate the pool before you join it", 2) end
+  future.check_timeout(timeout)
   local handle <const> = self.handle
   local ends <const> = timeout and core.now() + timeout
   end_streams(self)
