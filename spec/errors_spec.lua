@@ -343,6 +343,24 @@ describe("an error", function()
     assert.is_nil(err.traceback:find("plua.core", 1, true), err.traceback)
   end)
 
+  it("of a death says how, or why that is not known", function()
+    local script <const> = helper.script([[
+      local function die(i) require("crashkit")[arg[1] ](tonumber(arg[2]) or i) end
+      require("plua").map(die, { 9 }, { workers = 1, retries = 0 })]])
+    local function message(line, ...)
+      local command <const> = table.concat({ helper.lua, script, ... }, " ")
+      return helper.run(line:format(command)).err:match("%) (.-) while running item 1 %(9%)\n")
+    end
+    assert.equal("was killed by SIGABRT", message("%s", "abort"))
+    assert.equal("died of unknown cause (its exit status was taken elsewhere: SIGCHLD is ignored, " ..
+      "or its handler waits for every child)", message("trap '' CHLD; %s", "abort"))
+    local seen <const> = helper.wait(function()
+      local text <const> = message("%s; :", "scribble", "255")
+      return text ~= nil and text
+    end)
+    assert.equal("broke the protocol (its shared memory was overwritten)", seen)
+  end)
+
   it("that nobody catches ends the lua program with its text", function()
     local result <const> = helper.run(helper.lua .. " " .. helper.script([[
       local plua = require "plua"

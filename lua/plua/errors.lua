@@ -121,11 +121,12 @@ local function tries(err)
   return n > 1 and ("; tried %d times"):format(n) or ""
 end
 
--- How the worker ended.
+-- How the worker ended, as far as the process could be asked.
 local function fate(err)
   if err.signal then return "was killed by " .. err.signal end
   if err.status then return "exited with status " .. err.status end
-  return "died"
+  return "died of unknown cause (its exit status was taken elsewhere: SIGCHLD is ignored, or its " ..
+    "handler waits for every child)"
 end
 
 -- What was done about an item that ran for too long: the worker survives if it could stop it.
@@ -146,8 +147,9 @@ end
 local MESSAGE <const> = {
   timeout = too_long,
   crash = function(err, reason)
-    local cause <const> = (err.signal or err.status) and fate(err) or reason or "died"
-    return ("%s %s while running %s%s"):format(who(err), cause, which(err) or "an item", tries(err))
+    local ours <const> = reason and reason:match("^worker (broke .*)$") -- and we killed it for that
+    return ("%s %s while running %s%s"):format(who(err), ours or fate(err),
+      which(err) or "an item", tries(err))
   end,
   cancelled = function(err) return (which(err) or "the call") .. " was cancelled" end,
   init = function(err)
