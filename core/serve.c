@@ -193,7 +193,7 @@ static inline void reply_begin(struct server *s) {
 
 COLD static void publish_spilled(struct server *s, unsigned kind, uint16_t tag, size_t len) {
   struct spill *p = &s->spill;
-  struct frame_spill f = {(uint64_t)(p->base - s->team->base) + p->at, len};
+  struct frame_spill f = {team_spill(s->team, s->me) + p->at, len};
   reply_begin(s);
   memcpy(s->out.at, &f, sizeof f);
   p->at += (len + 63) & ~(size_t)63;
@@ -547,14 +547,16 @@ _Noreturn void serve(struct team *t, unsigned w) {
   struct server *s = &server;
   FAIL_POINT(W_BOOT);
   proc_tie(t->owner);
-  if (team_enter_slice(t, w) < 0) _exit(STATUS_BOARD);
+  struct slice *slice = team_enter_slice(t, w);
+  if (!slice) _exit(STATUS_BOARD);
   close(t->memory_fd);
   *ours = 1;
-  *s = (struct server){.team = t, .slice = team_slice(t, w), .me = w, .ours = ours};
+  *s = (struct server){.team = t, .slice = slice, .me = w, .ours = ours};
   s->out.more = more;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
-  ring_attach(&s->ring, &s->slice->ring, (unsigned char *)s->slice + t->ring_off, t->ring_size);
-  s->spill = (struct spill){.base = t->base + team_spill(t, w), .size = t->spill_len};
+  unsigned char *base = (unsigned char *)slice;
+  ring_attach(&s->ring, &slice->ring, base + t->ring_off, t->ring_size);
+  s->spill = (struct spill){.base = base + t->spill_off, .size = t->spill_len};
   rss_begin(s);
   wait_for_go(s);
   FAIL_POINT(W_GO);

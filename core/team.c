@@ -1,6 +1,6 @@
 /* team.c: makes and frees the shared mapping of a team, in the owner.
-   Invariant: the mapping is one sparse file, sized once; addresses never change, so that what is
-   forked later finds everything at the same place.
+   Invariant: the mapping is one sparse file, sized once; the board and the payloads lie at the same
+   place in all workers.
    Knows memory and descriptors. Does not know processes or batches. SPDX-License-Identifier: MIT */
 #include "team.h"
 
@@ -49,21 +49,25 @@ static int map(struct team *t) {
   return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
 }
 
-/* Maps an area of the file where it lies in the owner. */
-static int map_area(const struct team *t, size_t off, size_t len, int prot) {
-  void *at = mmap(t->base + off, len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, t->memory_fd,
-                  (off_t)off);
-  if (at != t->base + off) return -ENOMEM;
-  madvise(at, len, MADV_DONTDUMP);
-  return 0;
+/* Maps an area of the file, at that place if nothing lies there. */
+static unsigned char *map_area(const struct team *t, unsigned char *at, size_t off, size_t len,
+                               int prot) {
+  void *area = mmap(at, len, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, (off_t)off);
+  if (area == MAP_FAILED) return NULL;
+  madvise(area, len, MADV_DONTDUMP);
+  return area;
 }
 
+/* Just forked: nothing lies yet where the owner has its payloads. */
 int team_enter(const struct team *t) {
-  return map_area(t, t->payload_off, t->payload_len, PROT_READ);
+  unsigned char *at = t->base + t->payload_off;
+  return map_area(t, at, t->payload_off, t->payload_len, PROT_READ) == at ? 0 : -ENOMEM;
 }
 
-int team_enter_slice(const struct team *t, unsigned w) {
-  return map_area(t, t->slices_off + (size_t)w * t->stride, t->stride, PROT_READ | PROT_WRITE);
+/* Where there is room: a spare may have put something where the owner has the slice. */
+struct slice *team_enter_slice(const struct team *t, unsigned w) {
+  size_t off = t->slices_off + (size_t)w * t->stride;
+  return (struct slice *)(void *)map_area(t, NULL, off, t->stride, PROT_READ | PROT_WRITE);
 }
 
 static int open_fd(int fd, int *out) {
@@ -108,8 +112,10 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   return err;
 }
 
+/* A process that the owner forked has the board only: the rest of the addresses are not ours. */
 void team_close(struct team *t) {
-  if (t->base && t->base != MAP_FAILED) munmap(t->base, t->total);
+  size_t size = t->owner == getpid() ? t->total : t->payload_off;
+  if (t->base && t->base != MAP_FAILED) munmap(t->base, size);
   if (t->memory_fd >= 0) close(t->memory_fd);
   if (t->bell_fd >= 0) close(t->bell_fd);
   if (t->epoll_fd >= 0) close(t->epoll_fd);

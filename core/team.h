@@ -85,9 +85,9 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
 void team_close(struct team *t);
 
 /* In a process forked by the owner, which has the board only: maps the payload area, to be read;
-   the slice of worker w. 0 or a negated errno. */
+   the slice of worker w, and answers where. 0 or a negated errno; NULL. */
 int team_enter(const struct team *t);
-int team_enter_slice(const struct team *t, unsigned w);
+struct slice *team_enter_slice(const struct team *t, unsigned w);
 
 /* spare.c: an idle copy of the owner, from which workers are made. */
 _Noreturn void spare_serve(struct team *t);

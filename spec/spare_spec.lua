@@ -42,3 +42,33 @@ describe("a pool whose workers and spare are all killed", function()
     end
   end
 end)
+
+describe("a pool that has grown as far as it can", function()
+  helper.guard()
+
+  it("has workers that allocate, and send what no ring takes, to the last", function()
+    local r <const> = helper.run(helper.plua .. " " .. helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local pool <close> = plua.pool { workers = 1 }
+      pool:resize(256)
+      local function item(x)
+        local list <const> = {}
+        for i = 1, 2000 do list[i] = { x + i } end
+        require("crashkit").csleep(0.001)
+        return require("plua").worker().id, list[2000][1], ("x"):rep(100000) .. x
+      end
+      local seen, n, ends = {}, 0, kit.now() + 30
+      while n < 256 and kit.now() < ends do
+        local futures <const> = {}
+        for x = 1, 600 do futures[x] = pool:apply_async(item, x) end
+        for x, future in ipairs(futures) do
+          local id <const>, y <const>, text <const> = future:get()
+          assert(y == x + 2000 and #text == 100000 + #tostring(x))
+          if not seen[id] then n = n + 1 end
+          seen[id] = true
+        end
+      end
+      print(n, pool:stats().alive, pool:stats().started)]])
+    assert.same({ "256\t256\t256\n", "" }, { r.out, r.err })
+  end)
+end)

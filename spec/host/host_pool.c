@@ -86,8 +86,22 @@ static void in_child(plua_pool *p, uint64_t job) {
   CHECK_IS(plua_stats_get(p, &s), PLUA_EOWNER);
   CHECK(plua_payload(p, job, 0, &n) == NULL);
   plua_put_drop(p);
+}
+
+/* What the owner has mapped and a child has not is room for the child's own. */
+static void close_in_child(plua_pool *p) {
+  enum { BLOCKS = 8, SIZE = 1 << 20 };
+  unsigned char *block[BLOCKS];
+  for (int i = 0; i < BLOCKS; i++) {
+    block[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(block[i] != MAP_FAILED);
+    memset(block[i], i, SIZE);
+  }
   plua_close(p);
-  _exit(0);
+  for (int i = 0; i < BLOCKS; i++) CHECK(block[i][0] == i && block[i][SIZE - 1] == i);
+  p = host_open(2, cube);
+  map_some(p, 100);
+  plua_close(p);
 }
 
 /* A child that the host forks can neither use nor harm the pool. */
@@ -97,7 +111,11 @@ static void inert_in_child(void) {
   for (int round = 0; round < 3; round++) {
     pid_t pid = fork();
     int status;
-    if (pid == 0) in_child(d.pool, d.job);
+    if (pid == 0) {
+      in_child(d.pool, d.job);
+      close_in_child(d.pool);
+      _exit(0);
+    }
     CHECK(waitpid(pid, &status, 0) == pid && status == 0);
     while (d.outcomes < 1000u * (unsigned)round)
       if (!drive_step(&d)) plua_wait(d.pool, -1, 0);
