@@ -338,10 +338,12 @@ static void set(lua_State *L, const char *name, uint64_t value) {
 static int stats_handle(lua_State *L) {
   struct handle *h = handle_check(L, 1);
   plua_stats s = {.size = sizeof s};
+  int err = 0;
   if (h->inliner)
     inline_stats(h->inliner, &s);
   else
-    plua_stats_get(h->pool, &s);
+    err = plua_stats_get(h->pool, &s);
+  if (err < 0) handle_raise(L, h, err);
   lua_createtable(L, 0, 12);
   set(L, "workers", (uint64_t)s.workers);
   set(L, "alive", (uint64_t)s.alive);
@@ -357,13 +359,20 @@ static int stats_handle(lua_State *L) {
   return 1;
 }
 
+/* Whether this is a worker, or a process that the script has forked, and the pool its parent's. */
+static bool is_foreign(const struct handle *h) {
+  plua_stats none = {.size = sizeof none.size};
+  return h->epoch != h->rt->epoch || (h->pool && plua_stats_get(h->pool, &none) == PLUA_EOWNER);
+}
+
 /* handle:alive() -> whether calls on it make sense: open, and in the process that made it; whether
    it is shut down and every worker has gone; whether it is another process's. */
 static int alive_handle(lua_State *L) {
   struct handle *h = luaL_checkudata(L, 1, "plua.handle");
-  lua_pushboolean(L, h->epoch == h->rt->epoch && (h->pool || h->inliner));
+  bool foreign = is_foreign(h);
+  lua_pushboolean(L, !foreign && (h->pool || h->inliner));
   lua_pushboolean(L, h->ended);
-  lua_pushboolean(L, h->epoch != h->rt->epoch);
+  lua_pushboolean(L, foreign);
   return 3;
 }
 

@@ -475,6 +475,43 @@ describe("a pool", function()
   end)
 end)
 
+describe("a pool in a process that the script forked", function()
+  helper.guard()
+
+  it("does nothing as it is closed, and refuses work by name", function()
+    local result <const> = helper.run(helper.lua .. " " .. helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local function use(pool)
+        local future <const> = pool:apply_async(kit.csleep, 100)
+        if kit.fork() > 0 then return future:cancel() and "parent" end
+        for _, call in ipairs { "map", "apply", "imap" } do
+          local fine, err = pcall(pool[call], pool, print, { 1 })
+          assert(not fine and tostring(err):find("belongs to another process"), err)
+        end
+        local fine, err = pcall(future.get, future)
+        assert(not fine and tostring(err):find("belongs to another process"), err)
+        return "child"
+      end
+      local function scope()
+        local pool <close> = plua.pool { workers = 1 }
+        return use(pool)
+      end
+      local function scope_by_error()
+        local pool <close> = plua.pool { workers = 1 }
+        error(use(pool), 0)
+      end
+      local _, a = pcall(scope)
+      local _, b = pcall(scope_by_error)
+      kit.waitall()
+      io.write(a, " ", b, "\n")]])
+    local lines <const> = {}
+    for line in result.out:gmatch("[^\n]+") do lines[#lines + 1] = line end
+    table.sort(lines)
+    assert.same({ "child child", "child parent", "parent child", "parent parent" }, lines, result.err)
+    assert.same({ 0, "" }, { result.status, result.err })
+  end)
+end)
+
 describe("a call on a pool that fails while it is sent", function()
   helper.guard()
   it("leaves the pool as it was", function()
