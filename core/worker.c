@@ -62,13 +62,16 @@ static void push_traceback(lua_State *L) {
   lua_remove(L, -2);
 }
 
-/* Whether a hook has raised the error that we, its message handler, are called for. */
-static bool raised_by_hook(lua_State *L) {
+/* How many calls below a hook the error was raised that we, its message handler, are called for.
+   0: by a hook in C. -1: there is none so near. */
+static int hook_near(lua_State *L) {
   lua_Debug ar;
-  return lua_getstack(L, 0, &ar) && lua_getinfo(L, "n", &ar) && strcmp(ar.namewhat, "hook") == 0;
+  for (int level = 0; level < 8 && lua_getstack(L, level, &ar); level++)
+    if (lua_getinfo(L, "n", &ar) && strcmp(ar.namewhat, "hook") == 0) return level;
+  return -1;
 }
 
-/* Keeps what is lost once the stack unwinds: {value, traceback, where, raised by a hook}. */
+/* Keeps what is lost once the stack unwinds: {value, traceback, where, how near a hook is}. */
 int runner_handler(lua_State *L) {
   lua_settop(L, 1);
   lua_createtable(L, 4, 0);
@@ -78,7 +81,7 @@ int runner_handler(lua_State *L) {
   lua_rawseti(L, 1, 2);
   push_where(L);
   lua_rawseti(L, 1, 3);
-  lua_pushboolean(L, raised_by_hook(L));
+  lua_pushinteger(L, hook_near(L));
   lua_rawseti(L, 1, 4);
   return 1;
 }
@@ -115,13 +118,16 @@ static int write_again(lua_State *L, int n, plua_out *out, size_t start) {
   return err;
 }
 
-/* In the caller's own process what a hook raises (an interrupt, a debugger) is the caller's. */
-static void pass_on(lua_State *L) {
+/* In the caller's own process what a hook in C raises (an interrupt, a debugger) is the caller's. In
+   a worker the hook is one that the item would leave behind. */
+static void part_from_hook(const struct runner *r) {
+  lua_State *L = r->L;
   if (lua_type(L, -1) != LUA_TTABLE) return;
   lua_rawgeti(L, -1, 4);
-  bool hook = lua_toboolean(L, -1);
+  lua_Integer near = lua_tointeger(L, -1);
   lua_pop(L, 1);
-  if (!hook) return;
+  if (near >= 0 && r->process) lua_sethook(L, NULL, 0, 0);
+  if (near != 0 || r->process) return;
   lua_rawgeti(L, -1, 1);
   lua_error(L);
 }
@@ -132,7 +138,7 @@ static int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t 
   lua_State *L = r->L;
   int report = lua_gettop(L), first = report + 1;
   luaL_checkstack(L, 12, NULL);
-  if (!r->process) pass_on(L);
+  part_from_hook(r);
   if (lua_type(L, report) == LUA_TTABLE) {
     lua_rawgeti(L, report, 1);
     lua_rawgeti(L, report, 2);

@@ -166,6 +166,8 @@ void stop_arm(const struct runner *r);
 bool stop_disarm(const struct runner *r);
 /* Tells the item that runs to end: for a signal handler, ctx is the runner. */
 void stop_now(void *ctx);
+/* debug.sethook of a worker, a closure over Lua's own: what an item sets ends with the item. */
+int stop_sethook(struct lua_State *L);
 /* Pushes what runner_handler made of the place where it was told to end; empty if none was seen. */
 void stop_report(struct lua_State *L);
 

@@ -133,6 +133,10 @@ static int ready_inner(lua_State *L) {
     lua_pushcfunction(L, os_exit);
     lua_setfield(L, -2, "exit");
   }
+  if (lua_getfield(L, -2, "debug") == LUA_TTABLE && lua_getfield(L, -1, "sethook") != LUA_TNIL) {
+    lua_pushcclosure(L, stop_sethook, 1);
+    lua_setfield(L, -2, "sethook");
+  }
   return 0;
 }
 

@@ -15,6 +15,7 @@
 #include "worker.h"
 
 enum { CAP_MIN = 64 };
+enum { HIT = 1, HOOKED };
 
 /* The worker's: a process has one. The handler reads what the rest writes, in the same thread. */
 struct stop {
@@ -22,7 +23,7 @@ struct stop {
   volatile size_t cap;               /* a power of 2 */
   size_t used;
   volatile sig_atomic_t armed; /* the item's own code runs */
-  volatile sig_atomic_t hit;   /* it was told to end */
+  volatile sig_atomic_t hit;   /* HIT: it was told to end; HOOKED: it has set a hook of its own */
   bool seen;                   /* the hook ran: the report lies in the registry */
 };
 
@@ -112,7 +113,7 @@ static void keep_report(lua_State *L) {
 
 static void raise_stop(lua_State *L, lua_Debug *ar) {
   (void)ar;
-  if (!stop->hit) {
+  if (stop->hit != HIT) {
     lua_sethook(L, NULL, 0, 0);
     return;
   }
@@ -131,7 +132,7 @@ static void hook_all(const struct runner *r, lua_Hook hook, int mask) {
 
 void stop_now(void *ctx) {
   if (!stop || !stop->armed) return;
-  stop->hit = 1;
+  stop->hit = HIT;
   hook_all(ctx, raise_stop, LUA_MASKCOUNT | LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE);
 }
 
@@ -143,9 +144,22 @@ bool stop_disarm(const struct runner *r) {
   if (!stop || !r->process) return false;
   stop->armed = 0; /* first: a signal from now on does nothing */
   if (!stop->hit) return false;
-  hook_all(r, NULL, 0);
+  bool late = stop->hit == HIT;
+  if (late)
+    hook_all(r, NULL, 0);
+  else
+    lua_sethook(r->L, NULL, 0, 0);
   stop->hit = 0;
-  return true;
+  return late;
+}
+
+/* A signal between the two lines comes again. */
+int stop_sethook(lua_State *L) {
+  if (stop && stop->armed && stop->hit != HIT) stop->hit = HOOKED;
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, 1);
+  lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
+  return lua_gettop(L);
 }
 
 void stop_report(lua_State *L) {

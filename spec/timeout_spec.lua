@@ -197,6 +197,42 @@ describe("a timeout", function()
     assert.same({ true, true }, results[2])
   end)
 
+  it("is not needed where an item sets a hook: that ends with the item", function()
+    local sethook <const> = debug.sethook -- as modules keep it
+    local function limit(set) set(function() error("too many steps") end, "", 1000) end
+    local items <const> = {
+      function() limit(debug.sethook) end, -- and forgets it
+      function() limit(debug.sethook) while true do end end,
+      function() limit(sethook) while true do end end,
+      function() pcall(function() limit(debug.sethook) while true do end end) end,
+    }
+    local function f(i)
+      if items[i] then return items[i]() end
+      for _ = 1, 3000 do i = i + 1 end
+      return debug.gethook() == nil
+    end
+    local pool <close> = plua.pool { workers = 1 }
+    for n = 1, #items do
+      local data <const> = { n, 5, 6, n = 3 }
+      for name, call in pairs { map = plua.map, memory = plua.map, pool = function(...)
+        return pool:map(...)
+      end } do
+        local opts <const> = { on_error = "collect", chunksize = 3 }
+        if name ~= "pool" then opts.workers = 1 end
+        if name == "memory" then opts.memory = "1G" end
+        local results <const> = call(f, data, opts)
+        assert.equal(n == 2 or n == 3, plua.iserror(results[1]))
+        assert.same({ true, true }, { results[2], results[3] }, name .. n)
+      end
+    end
+  end)
+
+  it("leaves a hook alone that 'init' has set", function()
+    local results <const> = plua.map(function() return debug.gethook() ~= nil end, { 1, 2, 3 },
+      { workers = 1, init = function() debug.sethook(function() end, "", 1000000) end })
+    assert.same({ true, true, true, n = 3 }, results)
+  end)
+
   it("is the item's outcome, unless retries are asked for", function()
     local opts <const> = { workers = 1, timeout = 0.05, on_error = "collect" }
     local loop <const> = SOFT["a loop"]
