@@ -117,18 +117,19 @@ int plua_fork(plua_pool *p) {
   OWNED(p);
   if (p->failed) return p->failed;
   int started = 0;
+  unsigned w = 0, n = 0;
   p->fork_told = false;
   p->fork_after_ns = 0;
   pool_post(p);
-  for (unsigned w = 0, n; (n = vacant(p, &w)) > 0; w += n) {
+  while (n || (n = vacant(p, &w)) > 0) { /* of a row some are started, and then the rest */
     int got = p->link->ops->start(p->link, (int)w, n);
     if (got < 0) return fork_failed(p, got, started);
-    n = (unsigned)got;
-    for (unsigned i = 0; i < n; i++)
-      p->worker[w + i] = (struct worker){.state = W_BOOTING, .in_slot = -1};
-    p->alive += n;
-    p->started += n;
+    p->alive += (unsigned)got;
+    p->started += (unsigned)got;
     started += got;
+    n -= (unsigned)got;
+    for (unsigned end = w + (unsigned)got; w < end; w++)
+      p->worker[w] = (struct worker){.state = W_BOOTING, .in_slot = -1};
   }
   return started;
 }
