@@ -194,13 +194,20 @@ static int start_by_spare(struct local *l, struct spare_run run) {
   return started ? started : err;
 }
 
+struct birth {
+  struct team *team;
+  unsigned worker;
+};
+
+static void be_born(void *arg) {
+  const struct birth *b = arg;
+  serve(b->team, b->worker);
+}
+
 static int start_by_fork(struct local *l, unsigned w) {
   slice_make(l, w);
   int r = proc_fork(&l->peer[w].proc);
-  if (r == 0) {
-    serve_ready(&l->team);
-    serve(&l->team, w);
-  }
+  if (r == 0) serve_ready(&l->team, be_born, &(struct birth){&l->team, w});
   if (r > 0) r = peer_begin(l, w);
   return r < 0 ? r : 1;
 }

@@ -122,14 +122,14 @@ struct plua_feed {
    timeout_retries, other positive answers to error_retries. */
 enum { PLUA_TIMED_OUT = 4014 };
 
-/* The functions of a pool. All are called in workers only (and 'ready' in the spare), never in the
-   owner. */
+/* The functions of a pool. All are called in workers only ('ready' and 'guard' in the spare), never
+   in the owner. */
 typedef struct plua_tasks {
   size_t size; /* sizeof(plua_tasks) */
   void *ctx;   /* handed to each */
   /* Optional. Called once, around all that follows: it must call body(arg) and may protect it (a
      lua_pcall, a try). When it returns before body has, the worker's process ends with status 70.
-   */
+     Where there is a spare (PLUA_SPARE) it is called in that, and workers are born inside it. */
   void (*guard)(void *ctx, void (*body)(void *arg), void *arg);
   /* Optional. Called first. Non-zero: the worker cannot start, and what it wrote says why; the
      pool then fails (PLUA_BOOT) instead of trying again. */

@@ -451,8 +451,7 @@ static void wait_for_go(const struct server *s) {
 
 /* ---- birth and end ------------------------------------------------------------------------- */
 
-static void body(void *arg) {
-  struct server *s = arg;
+_Noreturn static void body(struct server *s) {
   const plua_tasks *t = &s->team->tasks;
   FAIL_POINT(W_ENTER);
   reply_begin(s);
@@ -529,7 +528,8 @@ static void close_ours(const struct team *t) {
 
 static char *ours; /* the page that tells this process from those that it forks */
 
-void serve_ready(struct team *t) {
+_Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg) {
+  const plua_tasks *tasks = &t->tasks;
   proc_tie(t->owner);
   proc_child(&t->signals);
   if (team_enter(t) < 0) _exit(STATUS_BOARD);
@@ -540,7 +540,13 @@ void serve_ready(struct team *t) {
   server.running = 0; /* of a worker that this one is a child of */
   listen(t);
   ours = page_of_ours();
-  if (t->tasks.ready) t->tasks.ready(t->tasks.ctx);
+  if (tasks->ready) tasks->ready(tasks->ctx);
+  if (tasks->guard)
+    tasks->guard(tasks->ctx, then, arg);
+  else
+    then(arg);
+  fflush(NULL);
+  _exit(STATUS_GUARD);
 }
 
 _Noreturn void serve(struct team *t, unsigned w) {
@@ -565,10 +571,5 @@ _Noreturn void serve(struct team *t, unsigned w) {
     capture_on(&s->capture);
     s->keeps = true;
   }
-  if (t->tasks.guard)
-    t->tasks.guard(t->tasks.ctx, body, s);
-  else
-    body(s);
-  fflush(NULL);
-  _exit(STATUS_GUARD);
+  body(s);
 }

@@ -49,10 +49,10 @@ static void make(struct team *t, struct made *m, struct spare_run run) {
   }
 }
 
-_Noreturn void spare_serve(struct team *t) {
+/* Inside the tasks' guard, which the workers are born into. */
+static void answer_all(void *arg) {
+  struct team *t = arg;
   struct board *b = t->view.board;
-  FAIL_POINT(S_BOOT);
-  serve_ready(t);
   /* What an earlier spare was asked for still stands on the board: it is not for this one. */
   for (struct made made = {.ask = t->asks};;) {
     uint32_t ask = atomic_load(&b->spare_ask);
@@ -70,6 +70,11 @@ _Noreturn void spare_serve(struct team *t) {
     made.ask = ask;
     make(t, &made, run);
   }
+}
+
+_Noreturn void spare_serve(struct team *t) {
+  FAIL_POINT(S_BOOT);
+  serve_ready(t, answer_all, t);
 }
 
 /* ---- the owner ----------------------------------------------------------------------------- */

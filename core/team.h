@@ -101,10 +101,10 @@ void spare_ask(struct team *t, struct spare_run run);
    unless the spare lives and goes on. */
 pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run, unsigned i);
 
-/* serve.c: what all workers have in common, in a process that the owner has forked and that becomes
-   a worker, or makes them. */
-void serve_ready(struct team *t);
-/* The life of worker w, in a process that is ready, or its copy: ends in _exit. */
+/* serve.c: does what all workers have in common, in a process that the owner has forked and that
+   becomes a worker, or makes them; then calls 'then' inside the tasks' guard. */
+_Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg);
+/* The life of worker w, called by 'then' or in a copy of its process: ends in _exit. */
 _Noreturn void serve(struct team *t, unsigned w);
 
 #endif

@@ -193,8 +193,8 @@ static int die_at_boot(void *ctx, const plua_self *self, plua_out *out) {
   return 0;
 }
 
-static void boot_event(const plua_tasks *t, plua_event *last, char *text) {
-  plua_options o = {0};
+static void boot_event(unsigned flags, const plua_tasks *t, plua_event *last, char *text) {
+  plua_options o = {.flags = flags};
   plua_pool *p = host_open_with(1, &o, t);
   uint64_t id;
   CHECK_IS(plua_submit(p, &(plua_job){.size = sizeof(plua_job), .count = 5}, &id), 0);
@@ -219,7 +219,7 @@ static void boot_fails(void) {
   plua_tasks t = {.size = sizeof t, .run = cube, .enter = refuse, .ctx = "no licence found"};
   plua_event e;
   char text[100];
-  boot_event(&t, &e, text);
+  boot_event(0, &t, &e, text);
   CHECK_IS(e.failed, 1);
   CHECK(strcmp(text, "no licence found") == 0);
   CHECK_IS(e.worker, 1);
@@ -229,7 +229,7 @@ static void boot_dies(void) {
   plua_tasks t = {.size = sizeof t, .run = cube, .enter = die_at_boot};
   plua_event e;
   char text[100];
-  boot_event(&t, &e, text);
+  boot_event(0, &t, &e, text);
   CHECK_IS(e.failed, 0);
   CHECK_IS(e.len, 0);
   CHECK(e.data == NULL);
@@ -246,9 +246,11 @@ static void guard_returns(void) {
   plua_tasks t = {.size = sizeof t, .run = cube, .guard = no_body};
   plua_event e;
   char text[100];
-  boot_event(&t, &e, text);
-  CHECK_IS(e.signal, 0);
-  CHECK_IS(e.status, 70);
+  for (unsigned flags = 0; flags <= PLUA_SPARE; flags += PLUA_SPARE) {
+    boot_event(flags, &t, &e, text);
+    CHECK_IS(e.signal, 0);
+    CHECK_IS(e.status, 70);
+  }
 }
 
 /* ---- what workers have in common ------------------------------------------------------------- */
