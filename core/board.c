@@ -14,6 +14,8 @@
 
 #include "base.h"
 
+enum { CALLED_NOW = 8 }; /* sleepers that the owner wakes itself */
+
 static uint32_t queue_for(uint32_t slots) {
   uint32_t q = 4;
   while (q < 2 * slots) q *= 2;
@@ -84,13 +86,40 @@ void board_heal(struct board_view *v, bool closed, uint32_t sleepers) {
   }
   atomic_store(&b->closed, closed);
   atomic_store(&b->sleepers, sleepers);
+  atomic_store(&b->unwoken, 0);
   atomic_store(&b->low, UINT64_MAX);
+}
+
+static void wake(struct board *b, int n) {
+  syscall(SYS_futex, &b->bell, FUTEX_WAKE, n, NULL, NULL, 0);
 }
 
 void board_wake(struct board_view *v, int n) {
   atomic_fetch_add(&v->board->bell, 1);
-  if (atomic_load(&v->board->sleepers) == 0) return;
-  syscall(SYS_futex, &v->board->bell, FUTEX_WAKE, n, NULL, NULL, 0);
+  if (atomic_load(&v->board->sleepers) > 0) wake(v->board, n);
+}
+
+void board_call(struct board_view *v, uint32_t n) {
+  struct board *b = v->board;
+  uint32_t now = n < CALLED_NOW ? n : CALLED_NOW, later = n - now;
+  atomic_fetch_add(&b->bell, 1);
+  uint32_t sleepers = atomic_load(&b->sleepers);
+  if (sleepers == 0) return;
+  if (later) later += atomic_load(&b->unwoken);
+  if (later) atomic_store(&b->unwoken, later < sleepers ? later : sleepers);
+  wake(b, (int)now);
+}
+
+/* Worker: it slept and has found something to take, and there may be more. */
+static void pass_on(struct board_view *v) {
+  struct board *b = v->board;
+  v->woken = false;
+  uint32_t left = atomic_load_explicit(&b->unwoken, memory_order_relaxed);
+  while (left) {
+    if (!atomic_compare_exchange_weak(&b->unwoken, &left, left - 1)) continue;
+    wake(b, 1);
+    return;
+  }
 }
 
 bool board_withdraw(struct board_view *v, uint32_t i, uint32_t seq) {
@@ -144,6 +173,7 @@ static int lane_take(struct board_view *v, unsigned lane, uint64_t *from, uint32
     *from = p + 1;
     if (!mine) continue;
     note_low(v, lane, p);
+    if (UNLIKELY(v->woken)) pass_on(v);
     return (int)i;
   }
   return -1;
@@ -164,6 +194,7 @@ void board_sleep(struct board_view *v, uint32_t bell, int timeout_ms, _Atomic ui
   atomic_store(sleeping, WAKING);
   atomic_fetch_sub(&v->board->sleepers, 1);
   atomic_store(sleeping, AWAKE);
+  v->woken = true;
 }
 
 /* A hold lasts for microseconds, or until the owner kills this process. */

@@ -66,7 +66,7 @@ struct board {
   /* Owner: has the spare make workers from 'first' on; a futex, and what it stands for. The checks
      are over the rest and a number that only the team knows. */
   _Atomic uint32_t spare_ask, spare_first, spare_count;
-  uint32_t pad;
+  _Atomic uint32_t unwoken; /* sleepers that were called: each is woken by one who was before */
   _Atomic uint64_t spare_check;
   char pad2[48];
   /* Kernel: the process of each, before it runs. Spare: the check, a futex. */
@@ -82,7 +82,8 @@ struct board_view {
   struct slot *slot;
   uint32_t slots, queue;
   uint64_t front[LANES], tail[LANES]; /* owner: what the board should say */
-  bool ring; /* worker: board_take met 'low': ring the doorbell, then clear this */
+  bool ring;  /* worker: board_take met 'low': ring the doorbell, then clear this */
+  bool woken; /* worker: has taken nothing since it slept */
 };
 
 size_t board_size(uint32_t slots);
@@ -100,6 +101,9 @@ void board_heal(struct board_view *v, bool closed, uint32_t sleepers);
 void board_list(struct board_view *v, uint32_t i, uint32_t seq, unsigned lane);
 /* Owner: wakes up to n sleeping workers, if any sleep. */
 void board_wake(struct board_view *v, int n);
+/* Owner: the same for n batches: a few are woken now, and each that finds something to take wakes
+   one more. So where batches are brief the others need not wake at all. */
+void board_call(struct board_view *v, uint32_t n);
 /* Owner: takes a batch back that no worker has taken. False: one has. */
 bool board_withdraw(struct board_view *v, uint32_t i, uint32_t seq);
 /* Owner: moves the fronts past entries that are not ready any more. */

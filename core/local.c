@@ -61,7 +61,7 @@ static void local_flush(struct link *link) {
   struct local *l = self(link);
   l->alone = false;
   FAIL_POINT(P_BELL);
-  if (l->fresh) board_wake(&l->team.view, (int)l->fresh);
+  if (l->fresh) board_call(&l->team.view, l->fresh);
   l->fresh = 0;
 }
 

@@ -239,6 +239,47 @@ static void order(void) {
   puts("ok: order");
 }
 
+/* ---- waking ---------------------------------------------------------------------------------- */
+
+enum { SLEEPERS = 40 };
+
+static struct board_view room;
+static _Atomic unsigned met;
+
+/* Sleeps until it finds a batch, which ends when every sleeper has one. */
+static void *meet(void *arg) {
+  struct board_view v = room;
+  uint64_t from[LANES] = {0, 0};
+  _Atomic uint32_t sleeping = AWAKE;
+  uint32_t bell, seq;
+  while (bell = atomic_load(&v.board->bell),
+         board_take(&v, from, (uint32_t)((size_t)arg + 1), &seq) < 0)
+    board_sleep(&v, bell, 60000, &sleeping);
+  atomic_fetch_add(&met, 1);
+  while (atomic_load(&met) < SLEEPERS) sched_yield();
+  return NULL;
+}
+
+/* The owner wakes some of those that it calls, they the others. */
+static void call(void) {
+  pthread_t thread[SLEEPERS];
+  void *memory = aligned_alloc(64, (board_size(64) + 63) & ~(size_t)63);
+  CHECK(memory != NULL);
+  memset(memory, 0, board_size(64));
+  board_make(&room, memory, 64);
+  for (size_t i = 0; i < SLEEPERS; i++)
+    CHECK(pthread_create(&thread[i], NULL, meet, (void *)i) == 0);
+  while (atomic_load(&room.board->sleepers) < SLEEPERS) sched_yield();
+  time_t start = time(NULL);
+  for (unsigned i = 0; i < SLEEPERS; i++) board_post(&room, i, i + 1, LANE_NORMAL);
+  board_call(&room, SLEEPERS);
+  for (unsigned i = 0; i < SLEEPERS; i++) pthread_join(thread[i], NULL);
+  CHECK(time(NULL) - start < 30); /* nobody slept until it had slept enough */
+  CHECK(atomic_load(&room.board->unwoken) == 0);
+  free(memory);
+  puts("ok: call");
+}
+
 /* Argument: how many items. */
 int main(int argc, char **argv) {
   pthread_t thread[WORKERS];
@@ -265,5 +306,6 @@ int main(int argc, char **argv) {
   free((void *)(uintptr_t)claimed);
   free(back);
   order();
+  call();
   return 0;
 }
