@@ -175,6 +175,8 @@ void stop_report(struct lua_State *L);
 
 /* In a worker's process, once, before anything is allocated in it. */
 void memory_open(struct runner *r);
+/* After what all copies of this process have in common was made. */
+void memory_ready(const struct runner *r);
 /* Around an item's own code: there the worker's limit holds. */
 void memory_arm(const struct runner *r);
 void memory_disarm(const struct runner *r);

@@ -25,6 +25,7 @@ enum {
   CLASSES = 52,
   GROW_MIN = 16, /* units made usable at once */
   GROW_MAX = 1024,
+  LAY_MAX = 2048,
   SPARE_MAX = 16 /* stretches of large blocks that are kept though they are free */
 };
 
@@ -51,7 +52,8 @@ struct large {
 };
 
 struct arena {
-  char *base; /* of the spans' addresses */
+  char *laid, *lay_end; /* what arena_lay has left */
+  char *base;           /* of the spans' addresses */
   size_t length;
   struct span *units; /* one for each unit of them */
   size_t next, ready; /* units from 'next' on were never used; below 'ready' they are usable */
@@ -133,9 +135,9 @@ static bool make_ready(struct arena *a, size_t units) {
   want = want < GROW_MIN ? GROW_MIN : want > GROW_MAX ? GROW_MAX : want;
   size_t ready = a->next + (units > want ? units : want);
   if (ready > a->length >> UNIT_SHIFT) return false;
-  char *from = a->base + (a->ready << UNIT_SHIFT);
-  size_t meta = page_up(ready * sizeof *a->units);
-  if (mprotect(a->units, meta, PROT_READ | PROT_WRITE) < 0) return false;
+  char *from = a->base + (a->ready << UNIT_SHIFT), *head = (char *)a;
+  size_t meta = page_up((size_t)((char *)(a->units + ready) - head));
+  if (mprotect(head, meta, PROT_READ | PROT_WRITE) < 0) return false;
   if (mprotect(from, (ready - a->ready) << UNIT_SHIFT, PROT_READ | PROT_WRITE) < 0) return false;
   a->ready = ready;
   return true;
@@ -394,25 +396,37 @@ static void *large_resize(struct arena *a, struct large *e, size_t n) {
 
 /* ---- blocks --------------------------------------------------------------------------------- */
 
+/* The first page holds the arena, what arena_lay gives and the first spans' own data: whoever needs
+   little has this page alone. */
 struct arena *arena_open(void) {
+  _Static_assert(sizeof(struct arena) + LAY_MAX < PAGE, "they fit a page");
   for (size_t length = RESERVE; length >= RESERVE_MIN; length /= 4) {
-    size_t head = page_up(sizeof(struct arena));
-    size_t meta = page_up((length >> UNIT_SHIFT) * sizeof(struct span));
-    size_t lead = (head + meta + UNIT - 1) & ~(size_t)(UNIT - 1);
+    size_t head = (sizeof(struct arena) + 15) & ~(size_t)15, page = PAGE;
+    size_t meta = (length >> UNIT_SHIFT) * sizeof(struct span);
+    size_t lead = (head + LAY_MAX + meta + UNIT - 1) & ~(size_t)(UNIT - 1);
     char *all = mmap(NULL, lead + length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                      -1, 0);
     if (all == MAP_FAILED) continue;
-    if (mprotect(all, head, PROT_READ | PROT_WRITE) < 0) {
+    if (mprotect(all, page, PROT_READ | PROT_WRITE) < 0) {
       munmap(all, lead + length);
       return NULL;
     }
     struct arena *a = (struct arena *)(void *)all;
-    a->units = (struct span *)(void *)(all + head);
+    a->laid = all + head;
+    a->lay_end = a->laid + LAY_MAX;
+    a->units = (struct span *)(void *)a->lay_end;
     a->base = all + lead;
     a->length = length;
     return a;
   }
   return NULL;
+}
+
+void *arena_lay(struct arena *a, size_t n) {
+  n = (n + 15) & ~(size_t)15;
+  if (n > (size_t)(a->lay_end - a->laid)) return NULL;
+  a->laid += n;
+  return a->laid - n;
 }
 
 void *arena_take(struct arena *a, size_t n) {

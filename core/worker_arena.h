@@ -10,6 +10,9 @@ struct arena;
 /* Reserves address space; none of it counts as memory yet. NULL: there is not enough of that. An
    arena lives as long as its process; a fork's copy is abandoned, not freed. */
 struct arena *arena_open(void);
+/* n bytes, aligned to 16, that are none of the arena's blocks: they stay, and lie close together.
+   NULL: there is room for few of them only. */
+void *arena_lay(struct arena *a, size_t n);
 /* A block of at least n bytes (n > 0), aligned to 16. NULL: no memory. */
 void *arena_take(struct arena *a, size_t n);
 /* How large a block is; 0: it is none of this arena's. */

@@ -166,6 +166,16 @@ static void *allocate(void *ud, void *block, size_t osize, size_t nsize) {
   return serve_block(m, block, osize, nsize);
 }
 
+/* What is made before the first item is used by every copy of this process, each of which has pages
+   of its own of it: so it lies close together. Never freed, as what was inherited is not. */
+static void *allocate_early(void *ud, void *block, size_t osize, size_t nsize) {
+  struct memory *m = ud;
+  void *early = !block && nsize && m->arena ? arena_lay(m->arena, nsize) : NULL;
+  if (!early) return allocate(ud, block, osize, nsize);
+  if (osize == LUA_TTHREAD && m->r->timed) watch_thread(m, early, nsize);
+  return early;
+}
+
 /* ---- a worker's life ------------------------------------------------------------------------ */
 
 /* Young collections do not look at what is old: they can be frequent, so that little is touched.
@@ -194,8 +204,12 @@ void memory_open(struct runner *r) {
   m.data = r->memory ? data_now() : 0;
   memory = &m;
   limit_data(&m);
-  lua_setallocf(r->host, allocate, &m);
+  lua_setallocf(r->host, allocate_early, &m);
   if (r->generational) pace(r->host);
+}
+
+void memory_ready(const struct runner *r) {
+  lua_setallocf(r->host, allocate, memory);
 }
 
 void memory_arm(const struct runner *r) {

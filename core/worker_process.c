@@ -13,6 +13,8 @@
 #include "codec.h"
 #include "worker.h"
 
+enum { FRAMES = 4 }; /* of the guard, a call and a little more */
+
 static const char thread_key; /* of the thread that runs items */
 
 void runner_slots(struct runner *r) {
@@ -114,10 +116,23 @@ static void bear_mark(const struct runtime *rt) {
   if (*rt->name) prctl(PR_SET_NAME, rt->name);
 }
 
+/* Lua keeps the frames of n calls, one inside another, for those to come. */
+static int frames(lua_State *L) {
+  lua_Integer n = lua_tointeger(L, 1);
+  if (n <= 1) return 0;
+  lua_pushcfunction(L, frames);
+  lua_pushinteger(L, n - 1);
+  lua_call(L, 1, 0);
+  return 0;
+}
+
 static int ready_inner(lua_State *L) {
   struct runner *r = lua_touserdata(L, 1);
   struct runtime *rt = r->rt;
   r->L = lua_newthread(L);
+  lua_pushcfunction(r->L, frames);
+  lua_pushinteger(r->L, FRAMES);
+  lua_call(r->L, 1, 0);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &thread_key);
   lua_settop(L, 0);
   rt->epoch++;
@@ -149,9 +164,11 @@ void runner_ready(void *ctx) {
   if (!lua_checkstack(L, 4)) _exit(EXIT_FAILURE);
   lua_pushcfunction(L, ready_inner);
   lua_pushlightuserdata(L, r);
-  if (lua_pcall(L, 1, 0, 0) == LUA_OK) return;
-  fprintf(stderr, "plua: worker: %s\n", luaL_tolstring(L, -1, NULL));
-  _exit(EXIT_FAILURE);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) {
+    fprintf(stderr, "plua: worker: %s\n", luaL_tolstring(L, -1, NULL));
+    _exit(EXIT_FAILURE);
+  }
+  memory_ready(r);
 }
 
 /* Calls the function in 'slot', if there is one. 0, or what 'enter' and 'leave' answer. */
