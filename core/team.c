@@ -19,14 +19,14 @@ static size_t page_up(size_t n) {
 }
 
 static void lay_out(struct team *t, size_t payload, size_t spill) {
-  t->payload_off = page_up(board_size(t->view.slots));
-  t->payload_len = payload;
-  t->slices_off = t->payload_off + payload;
+  t->slices_off = page_up(board_size(t->view.slots));
   t->ring_off = (sizeof(struct slice) + 63) & ~(size_t)63;
-  t->spill_off = page_up(t->ring_off + t->ring_size);
+  t->stride = page_up(t->ring_off + t->ring_size);
+  t->payload_off = t->slices_off + t->cap * t->stride;
+  t->payload_len = payload;
+  t->spills_off = t->payload_off + payload;
   t->spill_len = spill;
-  t->stride = t->spill_off + spill;
-  t->total = t->slices_off + t->cap * t->stride;
+  t->total = t->spills_off + t->cap * spill;
 }
 
 /* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink.
@@ -43,7 +43,7 @@ static int map(struct team *t) {
     if (t->base == MAP_FAILED) continue;
     madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
     /* Who is forked gets the board only. */
-    madvise(t->base + t->payload_off, t->total - t->payload_off, MADV_DONTFORK);
+    madvise(t->base + t->slices_off, t->total - t->slices_off, MADV_DONTFORK);
     return 0;
   }
   return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
@@ -64,10 +64,17 @@ int team_enter(const struct team *t) {
   return map_area(t, at, t->payload_off, t->payload_len, PROT_READ) == at ? 0 : -ENOMEM;
 }
 
-/* Where there is room: a spare may have put something where the owner has the slice. */
+/* Where there is room: a spare may have put something where the owner has the area. */
+static unsigned char *map_own(const struct team *t, size_t off, size_t len) {
+  return map_area(t, NULL, off, len, PROT_READ | PROT_WRITE);
+}
+
 struct slice *team_enter_slice(const struct team *t, unsigned w) {
-  size_t off = t->slices_off + (size_t)w * t->stride;
-  return (struct slice *)(void *)map_area(t, NULL, off, t->stride, PROT_READ | PROT_WRITE);
+  return (struct slice *)(void *)map_own(t, t->slices_off + (size_t)w * t->stride, t->stride);
+}
+
+unsigned char *team_enter_spill(const struct team *t, unsigned w) {
+  return map_own(t, team_spill(t, w), t->spill_len);
 }
 
 static int open_fd(int fd, int *out) {
@@ -114,7 +121,7 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
 
 /* A process that the owner forked has the board only: the rest of the addresses are not ours. */
 void team_close(struct team *t) {
-  size_t size = t->owner == getpid() ? t->total : t->payload_off;
+  size_t size = t->owner == getpid() ? t->total : t->slices_off;
   if (t->base && t->base != MAP_FAILED) munmap(t->base, size);
   if (t->memory_fd >= 0) close(t->memory_fd);
   if (t->bell_fd >= 0) close(t->bell_fd);

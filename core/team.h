@@ -9,8 +9,9 @@
 #include "proc.h"
 #include "ring.h"
 
-/* board | payload area | slice 0 | slice 1 | ...   (sparse: memory is used when it is touched)
-   slice = struct slice | ring data | spill area */
+/* board | slice 0 | slice 1 | ... | payload area | spill area 0 | spill area 1 | ...
+   slice = struct slice | ring data
+   Memory is used when it is touched; what most workers touch lies close together. */
 struct slice {
   _Atomic uint64_t word; /* board.h */
   char pad0[56];
@@ -32,9 +33,9 @@ struct team {
   size_t total;
   size_t payload_off, payload_len;
   size_t slices_off, stride;
-  size_t ring_off, ring_size;  /* in a slice */
-  size_t spill_off, spill_len; /* in a slice */
-  unsigned cap;                /* slices */
+  size_t ring_off, ring_size; /* in a slice */
+  size_t spills_off, spill_len;
+  unsigned cap; /* slices */
   struct board_view view;
   int memory_fd, bell_fd, epoll_fd;
   int mail_fd[2]; /* the owner's end, the workers' end: captured output of who may die */
@@ -77,7 +78,7 @@ static inline struct slice *team_slice(const struct team *t, unsigned w) {
   return (struct slice *)(t->base + t->slices_off + (size_t)w * t->stride);
 }
 static inline size_t team_spill(const struct team *t, unsigned w) {
-  return t->slices_off + (size_t)w * t->stride + t->spill_off;
+  return t->spills_off + (size_t)w * t->spill_len;
 }
 
 /* Makes the mapping and the descriptors. 0 or a negated errno, and then nothing is left open. */
@@ -85,9 +86,10 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
 void team_close(struct team *t);
 
 /* In a process forked by the owner, which has the board only: maps the payload area, to be read;
-   the slice of worker w, and answers where. 0 or a negated errno; NULL. */
+   the slice of worker w, or its spill area, and answers where. 0 or a negated errno; NULL. */
 int team_enter(const struct team *t);
 struct slice *team_enter_slice(const struct team *t, unsigned w);
+unsigned char *team_enter_spill(const struct team *t, unsigned w);
 
 /* spare.c: an idle copy of the owner, from which workers are made. */
 _Noreturn void spare_serve(struct team *t);
