@@ -101,7 +101,7 @@ pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run,
     uint32_t said = atomic_load(&b->spare_said[i]);
     pid_t pid = atomic_load(&b->spare_pid[i]);
     if (pid && said == (uint32_t)check(t, t->asks, i, (unsigned)pid)) return pid;
-    if (proc_ended(spare)) break; /* it died: see what it had done */
+    if (tries && proc_ended(spare)) break; /* it died: see what it had done */
     if (tries >= STOPPED_TRIES && proc_stopped(spare)) break;
     if (tries) request(t, run);
     futex_wait(&b->spare_said[i], said, 10);
