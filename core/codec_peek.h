@@ -1,33 +1,51 @@
-/* codec_peek.h: plain values in a table's array part, without a call of Lua's for each.
-   Knows how Lua 5.4 lays out a table, and uses that only where codec_peek_fits has found it so in
-   this state; elsewhere, and in the test build with tiny limits, all goes through Lua's interface.
-   Reads values, and writes such as need no memory of their own over nils of a table that nobody
-   else has seen yet: no barrier of the collector's is due for either. SPDX-License-Identifier: MIT
- */
+/* codec_peek.h: what lies in Lua's memory, without a call of Lua's for each value.
+   Knows how Lua 5.4 lays out a thread, a table and a string, and uses that only where
+   codec_peek_fits has found it so in this state; elsewhere, and in the test build with tiny limits,
+   all goes through Lua's interface.
+   Reads values, and writes them over nils: into the stack, which the collector always looks
+   through, and such as need no memory of their own into a table that nobody else has seen yet. No
+   barrier of the collector's is due for either. SPDX-License-Identifier: MIT */
 #ifndef PLUA_CODEC_PEEK_H
 #define PLUA_CODEC_PEEK_H
 
 #include <lua.h>
 #include <stdint.h>
 
-/* Whether tables of this state are laid out as below. May raise (memory). */
+/* Whether the memory of this state is laid out as below. May raise (memory). */
 int codec_peek_fits(lua_State *L);
 
-struct peek_value {
-  union {
-    lua_Integer integer;
-    lua_Number number;
-    const void *pointer;
-  } value;
-  unsigned char tag;
-};
 enum {
   PEEK_NIL = 0x00,
   PEEK_EMPTY = 0x10,
   PEEK_FALSE = 0x01,
   PEEK_TRUE = 0x11,
   PEEK_INTEGER = 0x03,
-  PEEK_FLOAT = 0x13
+  PEEK_FLOAT = 0x13,
+  PEEK_STRING = 0x44 /* one that is kept once */
+};
+union peek_any {
+  lua_Integer integer;
+  lua_Number number;
+  const void *pointer;
+};
+struct peek_value {
+  union peek_any value;
+  unsigned char tag;
+};
+
+struct peek_string {
+  void *next;
+  unsigned char type, marked, extra, len;
+  uint32_t hash;
+  struct peek_string *rest; /* of its list */
+  char bytes[];
+};
+
+struct peek_node {
+  union peek_any value;
+  unsigned char tag, key_tag;
+  int next;
+  union peek_any key;
 };
 
 struct peek_table {
@@ -35,11 +53,28 @@ struct peek_table {
   unsigned char type, marked, flags, log_nodes;
   unsigned int limit; /* the array part has at least so many entries */
   struct peek_value *array;
-  void *node, *free_node, *meta, *gray;
+  struct peek_node *node;
+  void *free_node, *meta, *gray;
+};
+
+struct peek_thread {
+  void *next;
+  unsigned char type, marked, status, hooks;
+  unsigned short calls;
+  struct peek_value *top;
+  const void *state; /* what all threads share */
 };
 
 static inline struct peek_table *codec_peek(lua_State *L, int at) {
   return (struct peek_table *)(uintptr_t)lua_topointer(L, at);
+}
+
+/* Entries of the array part: where the limit does not tell them, they are a power of two. */
+static inline uint32_t codec_peek_items(const struct peek_table *t) {
+  enum { LIMIT_IS_A_HINT = 0x80 };
+  uint32_t n = t->limit;
+  if (!(t->flags & LIMIT_IS_A_HINT) || !(n & (n - 1))) return n;
+  return UINT32_C(1) << (32 - __builtin_clz(n));
 }
 
 /* How many numbers of one kind, 'tag', lie at 1, 2, ... of the array part. */
@@ -50,6 +85,14 @@ static inline uint32_t codec_peek_run(const struct peek_table *t, unsigned char 
   if (*tag != PEEK_INTEGER && *tag != PEEK_FLOAT) return 0;
   while (n < t->limit && t->array[n].tag == *tag) n++;
   return n;
+}
+
+/* Pushes a value that something else holds. */
+static inline void codec_peek_push(lua_State *L, union peek_any value, unsigned char tag) {
+  lua_pushnil(L);
+  struct peek_value *top = ((struct peek_thread *)(void *)L)->top - 1;
+  top->value = value;
+  top->tag = tag;
 }
 
 #endif

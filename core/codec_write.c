@@ -1,10 +1,9 @@
 /* codec_write.c: values to bytes: plain values, strings, tables; the frames of what is nested.
    Invariant: between two steps, Lua's stack holds the frames' values and what each works on, and
    the bytes since the message's base are right but for the counts of open tables.
-   Only raw access: no metamethod runs here. SPDX-License-Identifier: MIT */
+   Only raw access: no metamethod runs here. What is seen in Lua's memory is in codec_seen.c.
+   SPDX-License-Identifier: MIT */
 #include "codec_write.h"
-
-#include "codec_peek.h"
 
 #include <errno.h>
 
@@ -118,29 +117,6 @@ void codec_unframe(struct codec_writer *w) {
 
 /* ---- tables --------------------------------------------------------------------------------- */
 
-static int put_counts(struct codec_writer *w, uint32_t items, uint32_t pairs) {
-  uint32_t counts[2] = {items, pairs};
-  return plua_write(w->out, counts, sizeof counts);
-}
-
-/* stack: table, 1, a number. Puts the run of numbers that begins the array part, if it is seen. The
-   pair behind it is then on the stack, if *more. */
-static int put_seen_run(struct codec_writer *w, int at, uint32_t *n, int *more) {
-  unsigned char tag = 0;
-  const struct peek_table *t = codec_peek(w->L, at);
-  *n = w->room->room.peek ? codec_peek_run(t, &tag) : 0;
-  if (!*n) return 0;
-  int err = plua_room(w->out, 8 * (size_t)*n + 5);
-  if (err < 0) return err;
-  wire_put_u32(w->out, tag == PEEK_INTEGER ? W_INTS : W_FLOATS, *n);
-  for (uint32_t i = 0; i < *n; i++) memcpy(w->out->at + 8 * (size_t)i, &t->array[i].value, 8);
-  w->out->at += 8 * (size_t)*n;
-  lua_pop(w->L, 2);
-  lua_pushinteger(w->L, (lua_Integer)*n);
-  *more = lua_next(w->L, at);
-  return 0;
-}
-
 /* stack: table, 1, a number. Puts the numbers of one kind that lie at 1, 2, ... raw, behind each
    other. Answers how many, with the pair behind them on the stack; *more: is there one. */
 static int put_run(struct codec_writer *w, int at, uint32_t *n, int *more) {
@@ -173,6 +149,7 @@ static int put_run(struct codec_writer *w, int at, uint32_t *n, int *more) {
 
 int codec_open_table(struct codec_writer *w) {
   lua_State *L = w->L;
+  if (w->room->room.peek && !w->slow) return codec_open_seen(w);
   struct write_frame *f = codec_frame(w, F_TABLE);
   if (!f) return codec_refuse_depth(w);
   uint32_t n = 0;
@@ -181,17 +158,17 @@ int codec_open_table(struct codec_writer *w) {
   f->state = T_NEXT; /* what a refusal reads */
   int more = lua_next(L, f->at);
   if (more && lua_type(L, -1) == LUA_TNUMBER && lua_isinteger(L, -2) && lua_tointeger(L, -2) == 1) {
-    err = put_seen_run(w, f->at, &n, &more);
-    if (err == 0 && !n) err = put_run(w, f->at, &n, &more);
+    err = put_run(w, f->at, &n, &more);
     run = 1;
   }
   if (err == 0 && !run) err = wire_put_tag(w->out, W_TABLE);
   f->head = codec_here(w);
-  if (err == 0) err = put_counts(w, 0, 0);
+  if (err == 0) err = codec_put_counts(w);
   if (err < 0) return err;
   f->state = T_PAIR;
   f->expect = (lua_Integer)n + 1;
   f->items = f->pairs = 0;
+  f->seen = NULL;
   if (more) return CODEC_OPENED;
   w->depth--;
   return 0; /* the table stays on the stack, as for every value that opened nothing */
@@ -219,16 +196,9 @@ static int put_key(struct codec_writer *w) {
   return err;
 }
 
-/* An item follows the one before it; the first pair that does not ends the items. */
-static int is_item(const struct codec_writer *w, struct write_frame *f) {
-  if (f->expect && lua_isinteger(w->L, -2) && lua_tointeger(w->L, -2) == f->expect) {
-    f->expect++;
-    f->items++;
-    return 1;
-  }
-  f->expect = 0;
-  f->pairs++;
-  return 0;
+/* stack: key, value. The key, if it is an integer, else 0, which is never due. */
+static lua_Integer key_number(lua_State *L) {
+  return lua_isinteger(L, -2) ? lua_tointeger(L, -2) : 0;
 }
 
 static int step_table(struct codec_writer *w, struct write_frame *f) {
@@ -236,10 +206,11 @@ static int step_table(struct codec_writer *w, struct write_frame *f) {
   for (;; f = codec_top(w)) { /* a value that was written may have moved all frames */
     int err;
     if (f->state == T_NEXT) {
-      if (!lua_next(L, f->at)) break;
+      if ((err = f->seen ? codec_next_seen(w, f) : lua_next(L, f->at)) < 0) return err;
+      if (!err) break;
       f->state = T_PAIR;
     }
-    if (f->state == T_PAIR && !is_item(w, f)) {
+    if (f->state == T_PAIR && !codec_is_item(f, key_number(L))) {
       f->state = T_KEY;
       if ((err = put_key(w)) != 0) return err;
       f = codec_top(w);
@@ -253,8 +224,7 @@ static int step_table(struct codec_writer *w, struct write_frame *f) {
     lua_pop(L, 1);
     codec_top(w)->state = T_NEXT;
   }
-  uint32_t counts[2] = {f->items, f->pairs};
-  memcpy(codec_at(w, f->head), counts, sizeof counts);
+  codec_patch_counts(w, f);
   codec_unframe(w);
   return 0;
 }

@@ -28,7 +28,21 @@ struct write_frame {
   size_t head;        /* F_TABLE: offset of its two counts; F_SAVED: of its tag */
   lua_Integer expect; /* F_TABLE: key of the next item; 0: items are over */
   uint32_t items, pairs;
+  const struct peek_table *seen; /* F_TABLE: it is looked into, see codec_seen.c; or NULL */
+  uint64_t next;                 /* seen: position of the pair that is due */
 };
+
+/* An item follows the one before it; the first pair that does not ends the items. */
+static inline int codec_is_item(struct write_frame *f, lua_Integer key) {
+  if (f->expect && key == f->expect) {
+    f->expect++;
+    f->items++;
+    return 1;
+  }
+  f->expect = 0;
+  f->pairs++;
+  return 0;
+}
 
 /* A short string met before: the second time it is defined, from then on named by number. */
 struct write_string {
@@ -75,6 +89,16 @@ static inline unsigned char *codec_at(const struct codec_writer *w, size_t offse
   return w->out->begin + w->base + offset;
 }
 
+/* The two counts of a table: their place, filled once they are known. */
+static inline int codec_put_counts(struct codec_writer *w) {
+  static const uint32_t none[2];
+  return plua_write(w->out, none, sizeof none);
+}
+static inline void codec_patch_counts(struct codec_writer *w, const struct write_frame *f) {
+  uint32_t counts[2] = {f->items, f->pairs};
+  memcpy(codec_at(w, f->head), counts, sizeof counts);
+}
+
 /* All that follow work on the value at the top of the stack. 0: it is written and left where it
    is. 1: a frame was opened that owns it. Negative: refused, and a string pushed that says why, or
    the code of out->more, nothing pushed. */
@@ -86,6 +110,11 @@ int codec_put_function(struct codec_writer *w);
 
 /* Opens the table at the top, whose tag has not been written yet. */
 int codec_open_table(struct codec_writer *w);
+
+/* The same of a table that can be seen; all that is plain in it goes without a frame. */
+int codec_open_seen(struct codec_writer *w);
+/* Goes on to the first pair that is not plain and pushes its key and value: 1; 0: there is none. */
+int codec_next_seen(struct codec_writer *w, struct write_frame *f);
 
 /* Writes the value whole and pops it. 0 or negative. */
 int codec_put_whole(struct codec_writer *w);

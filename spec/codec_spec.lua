@@ -111,9 +111,11 @@ describe("codec: plain values", function()
     assert.equal(9 + 2 + 1, #codec.encode { [-1] = 1 })
     assert.equal(9 + 2 + 1, #codec.encode { x = 1 })
     assert.equal(1 + 4 + 3 * 8 + 8, #codec.encode { 1, 2, 3 })
-    assert.equal(1 + 4 + 8 + 8, #codec.encode { [1] = 5 })
-    assert.equal(1 + 4 + 2 * 8 + 8, #codec.encode { [1] = 5, [2] = 6 })
-    assert.equal(1 + 4 + 8 + 8 + 1, #codec.encode { [1] = 0.5, [2] = 6 })
+    -- Numbers in a row that do not lie in the array part: alone or raw, as the state lets us see.
+    assert.equal(codec.LOOKS and 9 + 1 or 1 + 4 + 8 + 8, #codec.encode { [1] = 5 })
+    assert.equal(codec.LOOKS and 9 + 2 or 1 + 4 + 2 * 8 + 8, #codec.encode { [1] = 5, [2] = 6 })
+    assert.equal(codec.LOOKS and 9 + 9 + 1 or 1 + 4 + 8 + 8 + 1,
+      #codec.encode { [1] = 0.5, [2] = 6 })
     assert.equal(9 + 9 + 1, #codec.encode { [1.5] = 1 })
   end)
 
@@ -173,6 +175,31 @@ describe("codec: tables", function()
         same(mixed, cross(mixed))
       end
     end
+  end)
+
+  it("keep what lies behind a border in the middle of the array", function()
+    for _, value in ipairs { 0.5, "s" } do
+      local t <const> = {}
+      for i = 1, 16 do t[i] = value end
+      for _, i in ipairs { 10, 11, 12, 13, 15, 16 } do t[i] = nil end
+      assert.equal(9, #t) -- from now on Lua takes this for the size of the array
+      same(t, cross(t))
+    end
+  end)
+
+  it("do not bring back what was taken out", function()
+    local t <const> = { 1, 2, 3, x = 1, y = "y", [0.5] = {}, z = {} }
+    t[2], t.x, t[0.5], t.z = nil, nil, nil, nil
+    same({ 1, nil, 3, y = "y" }, cross(t))
+    for k in next, t do t[k] = nil end
+    same({}, cross(t))
+  end)
+
+  it("keep string keys that look like the number that is due", function()
+    local t <const> = { {}, {}, {} }
+    t["4"], t["1"] = {}, {}
+    same(t, cross(t))
+    same({ ["1"] = {} }, cross { ["1"] = {} })
   end)
 
   it("keep numbers wherever the table has put them", function()

@@ -180,6 +180,12 @@ int luaopen_codectest(lua_State *L) {
   luaL_checkversion(L);
   codec_open(L);
   luaL_newlib(L, functions);
+#ifdef PLUA_SMALL
+  lua_pushboolean(L, 0);
+#else
+  lua_pushboolean(L, 1);
+#endif
+  lua_setfield(L, -2, "LOOKS"); /* into Lua's memory */
   lua_pushinteger(L, PLUA_ECODEC);
   lua_setfield(L, -2, "ECODEC");
   lua_pushinteger(L, PLUA_EFORMAT);
