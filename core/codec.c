@@ -14,6 +14,7 @@
 
 #include <string.h>
 
+#include "codec_ahead.h"
 #include "codec_peek.h"
 #include "codec_state.h"
 
@@ -41,6 +42,7 @@ void *codec_room_take(lua_State *L, enum codec_key key, size_t size) {
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[key]);
     room->peek = codec_peek_fits(L);
+    room->strings = codec_ahead_find(L);
   }
   room->busy = 1;
   return room;

@@ -32,6 +32,7 @@ static int read_nested(struct codec_reader *r) {
   int top = lua_gettop(L);
   luaL_checkstack(L, 16, NULL);
   r->room = codec_room_take(L, KEY_READER, sizeof *r->room);
+  r->ahead.strings = r->room->strings;
   lua_pushnil(L);
   r->met = top + 2;
   lua_pushnil(L);
@@ -88,7 +89,7 @@ static int read_message(lua_State *L, const void *bytes, size_t len, size_t *use
     struct codec_reader r;
     memset(&r, 0, sizeof r);
     r.L = L;
-    r.begin = r.p = bytes;
+    r.begin = r.p = r.ahead.p = bytes;
     r.end = r.begin + len;
     r.plain = plain;
     n = is_large(L, len) ? read_paused(&r) : read_nested(&r);

@@ -93,6 +93,14 @@ static int push_bytes(struct codec_reader *r, uint64_t len) {
   return 0;
 }
 
+static int take_short(struct codec_reader *r, size_t len) {
+  if (UNLIKELY(!codec_left(r, len))) return cut_short(r);
+  if (len <= CODEC_SHORT_LEN) codec_ahead_step(&r->ahead, r->p + len, r->end);
+  lua_pushlstring(r->L, (const char *)r->p, len);
+  r->p += len;
+  return 0;
+}
+
 /* A string whose length takes 'width' bytes. */
 static int take_bytes(struct codec_reader *r, size_t width) {
   uint64_t len = 0;
@@ -401,7 +409,7 @@ int codec_take(struct codec_reader *r) {
     lua_pushinteger(r->L, (lua_Integer)(tag - W_SMALL));
     return 0;
   }
-  if (tag >= W_SHORT) return push_bytes(r, tag - W_SHORT);
+  if (tag >= W_SHORT) return take_short(r, tag - W_SHORT);
   int marked = tag >= W_TABLE && tag & W_SHARED;
   return take_tag(r, tag, marked ? codec_key_at(r, (size_t)(r->p - r->begin) - 1) : 0);
 }

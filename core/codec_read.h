@@ -3,6 +3,7 @@
 #ifndef PLUA_CODEC_READ_H
 #define PLUA_CODEC_READ_H
 
+#include "codec_ahead.h"
 #include "codec_state.h"
 #include "codec_wire.h"
 
@@ -39,6 +40,7 @@ struct codec_reader {
   int envs;   /* stack index: nil, or list of private globals */
   uint32_t nenvs;
   uint32_t strings; /* defined so far */
+  struct codec_ahead ahead;
 };
 
 enum { READ_OPENED = 1 };

@@ -35,8 +35,9 @@ static inline int codec_push(lua_State *L, enum codec_key key) {
    takes its place, and the old one lives as long as a stack holds it. */
 struct codec_room {
   int busy;
-  int peek;     /* tables may be looked into: see codec_peek.h */
-  void *frames; /* malloc'd; at most one user */
+  int peek;                            /* Lua's memory may be looked into: see codec_peek.h */
+  const struct ahead_strings *strings; /* of the state, if they are seen: see codec_ahead.h */
+  void *frames;                        /* malloc'd; at most one user */
   size_t cap;
   void *heap; /* blocks of the writer's map */
 };

@@ -360,6 +360,64 @@ describe("codec: tables", function()
   end)
 end)
 
+-- Where a state has many strings, the reader looks for them ahead of time.
+describe("codec: strings", function()
+  local crowd <const> = {}
+  for i = 1, 20000 do crowd[i] = "string " .. i end
+
+  local function list(first, last) return table.move(crowd, first, last, 1, {}) end
+
+  --- Those that are looked for where looking is possible.
+  local function seen(strings) return codec.LOOKS and strings or {} end
+
+  it("come back in a state that has many", function()
+    same(crowd, cross(crowd))
+    local records <const> = {}
+    for i, s in ipairs(crowd) do
+      records[i] = { s, i, -i, i / 3, i * 2 ^ 40 // 1, name = s .. "!", ("x"):rep(i % 300) }
+    end
+    same(records, cross(records))
+  end)
+
+  it("are looked for, the next sixteen", function()
+    assert.same(seen(list(1, 16)), codec.ahead(codec.encode(list(1, 20)), 10))
+    assert.same(seen(list(1, 9)), codec.ahead(codec.encode(list(1, 9)), 10))
+    assert.same(seen(list(2, 9)), codec.ahead(codec.encode(list(1, 9)), 19))
+  end)
+
+  it("are looked for behind values of any width", function()
+    local class <const> = {}
+    codec.register("string 1", class)
+    for _, value in ipairs { true, false, 1, -1, 300, -40000, 1 << 40, 0.5, ("x"):rep(41),
+      ("x"):rep(63), ("x"):rep(200), { {} }, { 1, 2, 3 }, { 0.5, 0.25 } } do
+      local message <const> = codec.encode { "", value, crowd[5], crowd[6] }
+      assert.same(seen { "", crowd[5], crowd[6] }, codec.ahead(message, 1), value)
+    end
+    assert.same(seen(list(1, 2)), codec.ahead(codec.encode(setmetatable({ crowd[2] }, class)), 1))
+    local shared <const> = {}
+    assert.same(seen(list(3, 4)),
+      codec.ahead(codec.encode { shared, shared, crowd[3], crowd[3], crowd[3], crowd[4] }, 1))
+  end)
+
+  it("are looked for up to a function, and not where there are none", function()
+    local message <const> = codec.encode { crowd[1], function() end, crowd[2] }
+    assert.same(seen(list(1, 1)), codec.ahead(message, 1))
+    assert.same({}, codec.ahead("", 1))
+  end)
+
+  it("are not looked for beyond the end, nor where there is no message", function()
+    local message <const> = codec.encode { crowd[1], 1.5, { 1, 2 }, ("x"):rep(200), crowd[2] }
+    for n = 0, #message - 1 do
+      assert.equal(codec.LOOKS and n >= 18 and 1 or 0, #codec.ahead(message:sub(1, n), 1))
+    end
+    for _ = 1, 5000 do
+      local bytes <const> = {}
+      for i = 1, math.random(40) do bytes[i] = string.char(math.random(0, 0x50)) end
+      assert.is_true(#codec.ahead(table.concat(bytes), 1) <= 16)
+    end
+  end)
+end)
+
 describe("codec: values made at random", function()
   local seed <const> = tonumber(os.getenv("PLUA_SEED")) or os.time()
 

@@ -45,11 +45,22 @@ static int identity(lua_State *S) {
   return 1;
 }
 
+/* Strings are looked for ahead only where a state has many. */
+static void crowd(void) {
+  lua_newtable(L);
+  for (int i = 1; i <= 20000; i++) {
+    lua_pushfstring(L, "string %d", i);
+    lua_rawseti(L, -2, i);
+  }
+  luaL_ref(L, LUA_REGISTRYINDEX);
+}
+
 static void start(void) {
   L = lua_newstate(capped, NULL);
   if (!L) abort();
   luaL_openlibs(L);
   codec_open(L);
+  crowd();
   lua_newtable(L);
   codec_register(L, "P");
   lua_newtable(L);

@@ -4,6 +4,8 @@
      decode_plain(string)                  the same, refusing functions
      decode_quiet(string)                  the same, refusing what only a hook can make
      used(string) -> bytes that the first message in it took
+     ahead(string, at) -> list of the strings that the reader looks for once it has read one that
+                       ends before byte 'at'; those of them that this state has
      register(name, metatable)
      limit(bytes)                          encode has room for no more; nil: no limit
      userdata(n, metatable) -> a full userdata that holds n;  number(userdata) -> n
@@ -17,6 +19,8 @@
 #include <string.h>
 
 #include "codec.h"
+#include "codec_ahead.h"
+#include "codec_peek.h"
 #include "plua.h"
 
 struct box {
@@ -80,17 +84,23 @@ static int encode(lua_State *L) {
 
 typedef int reader(lua_State *L, const void *bytes, size_t len, size_t *used);
 
+/* Pushes a block that holds the string at 1, and no byte more. */
+static const unsigned char *push_exactly(lua_State *L, size_t *len) {
+  const char *s = luaL_checklstring(L, 1, len);
+  struct box *box = push_box(L);
+  if (*len) {
+    box->out.begin = malloc(*len);
+    if (!box->out.begin) luaL_error(L, "not enough memory");
+    memcpy(box->out.begin, s, *len);
+  }
+  return box->out.begin;
+}
+
 static int decode_by(lua_State *L, reader *read, int want_used) {
   size_t len, used = 0;
-  const char *s = luaL_checklstring(L, 1, &len);
-  struct box *box = push_box(L);
-  if (len) {
-    box->out.begin = malloc(len);
-    if (!box->out.begin) return luaL_error(L, "not enough memory");
-    memcpy(box->out.begin, s, len);
-  }
+  const unsigned char *bytes = push_exactly(L, &len);
   int top = lua_gettop(L);
-  int n = read(L, box->out.begin, len, &used);
+  int n = read(L, bytes, len, &used);
   if (lua_gettop(L) != top + (n < 0 ? 1 : n)) return luaL_error(L, "codec_read left a stray value");
   if (n < 0) return refused(L, n);
   if (want_used) {
@@ -117,6 +127,24 @@ static int decode_quiet(lua_State *L) {
 }
 static int used_by(lua_State *L) {
   return decode_by(L, codec_read, 1);
+}
+
+static int ahead(lua_State *L) {
+  size_t len;
+  const unsigned char *bytes = push_exactly(L, &len);
+  struct codec_ahead a = {.strings = codec_ahead_find(L)};
+  lua_newtable(L);
+  if (!a.strings) return 1;
+  codec_ahead_look(&a, bytes + luaL_checkinteger(L, 2) - 1, bytes + len);
+  for (unsigned i = a.due; i != a.found; i++) {
+    uint32_t hash = a.hash[i % AHEAD];
+    const struct peek_string *s = a.strings->lists[hash & (uint32_t)(a.strings->size - 1)];
+    while (s && s->hash != hash) s = s->rest;
+    if (!s) continue;
+    lua_pushlstring(L, s->bytes, s->len);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+  }
+  return 1;
 }
 
 static int register_name(lua_State *L) {
@@ -170,6 +198,7 @@ int luaopen_codectest(lua_State *L) {
                                        {"decode_plain", decode_plain},
                                        {"decode_quiet", decode_quiet},
                                        {"used", used_by},
+                                       {"ahead", ahead},
                                        {"limit", set_limit},
                                        {"register", register_name},
                                        {"userdata", new_userdata},
