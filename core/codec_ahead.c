@@ -33,6 +33,13 @@ static struct peek_string **list_of(const struct ahead_strings *t, uint32_t hash
 
 /* ---- where the strings are ------------------------------------------------------------------ */
 
+int codec_ahead_keeps(const struct ahead_strings *t, uint32_t hash, const char *s, size_t len) {
+  if (!t->lists || t->size < 1 || t->size & (t->size - 1)) return 0;
+  const struct peek_string *e = *list_of(t, hash);
+  while (e && e->bytes != s) e = e->rest;
+  return e && e->len == len && e->hash == hash;
+}
+
 #if LUA_VERSION_NUM == 504 && !defined PLUA_SMALL
 
 /* It lies in one block with the main thread, behind it. */
@@ -50,22 +57,13 @@ static const struct ahead_state *find_state(lua_State *L) {
   return state->alloc == alloc && state->ud == ud ? state : NULL;
 }
 
-static int is_kept(const struct ahead_state *g, const char *s, size_t len) {
-  const struct ahead_strings *t = &g->strings;
-  if (!t->lists || t->size < 1 || t->size & (t->size - 1)) return 0;
-  uint32_t hash = hash_of(s, len, g->seed);
-  const struct peek_string *e = *list_of(t, hash);
-  while (e && e->bytes != s) e = e->rest;
-  return e && e->len == len && e->hash == hash;
-}
-
 const struct ahead_strings *codec_ahead_find(lua_State *L) {
   size_t len;
   const struct ahead_state *g = find_state(L);
   if (!g) return NULL;
   lua_pushliteral(L, "a string to look for");
   const char *s = lua_tolstring(L, -1, &len);
-  int kept = is_kept(g, s, len);
+  int kept = codec_ahead_keeps(&g->strings, hash_of(s, len, g->seed), s, len);
   lua_pop(L, 1);
   return kept ? &g->strings : NULL;
 }
@@ -93,6 +91,7 @@ static size_t stride(const unsigned char *p, size_t left) {
   unsigned tag = *p;
   if (tag >= W_SMALL) return 1;
   if (tag >= W_SHORT) return 1 + (size_t)(tag - W_SHORT);
+  if (left < 9) return 0;
   switch (tag) {
   case W_NIL:
   case W_FALSE:
@@ -114,15 +113,13 @@ static size_t stride(const unsigned char *p, size_t left) {
   case W_TABLE | W_SHARED:
     return 9;
   case W_SDEF:
-    return left < 2 ? 0 : 2 + (size_t)p[1];
+    return 2 + (size_t)p[1];
   case W_INTS:
   case W_FLOATS:
-    if (left < 5) return 0;
     memcpy(&n, p + 1, sizeof n);
     return 5 + 8 * (size_t)n + 8;
   case W_LONG:
   case W_LONG | W_SHARED:
-    if (left < 9) return 0;
     memcpy(&length, p + 1, sizeof length);
     return length < left ? 9 + (size_t)length : 0;
   }
@@ -152,6 +149,7 @@ static int look_on(struct codec_ahead *a, const unsigned char *end) {
 
 static void fetch(const struct peek_string *e) {
   enum { MOST = 40 }; /* into the string; it seldom ends later */
+  if (!e) return;
   __builtin_prefetch(e);
   __builtin_prefetch((const char *)e + MOST);
 }
@@ -170,7 +168,7 @@ void codec_ahead_look(struct codec_ahead *a, const unsigned char *next, const un
     a->due++;
   }
   while (a->found - a->due < AHEAD && look_on(a, end)) {}
-  const struct peek_string *first = list_in(a, AHEAD / 2), *second = list_in(a, AHEAD / 4);
-  if (first) fetch(first);
-  if (second && second->rest) fetch(second->rest);
+  fetch(list_in(a, AHEAD / 2));
+  const struct peek_string *e = list_in(a, AHEAD / 4);
+  if (e) fetch(e->rest);
 }

@@ -2,8 +2,6 @@
    SPDX-License-Identifier: MIT */
 #include "codec_peek.h"
 
-#if LUA_VERSION_NUM == 504 && !defined PLUA_SMALL
-
 static const lua_Integer sample = INT64_C(0x123456789abcdef);
 
 static int array_fits(const struct peek_table *t) {
@@ -14,11 +12,13 @@ static int array_fits(const struct peek_table *t) {
          v[3].tag == PEEK_FALSE && (v[4].tag == PEEK_NIL || v[4].tag == PEEK_EMPTY);
 }
 
-static int node_fits(const struct peek_node *n, const char *key, size_t len) {
-  if (n->tag != PEEK_TRUE || n->key_tag != PEEK_STRING) return 0;
-  const struct peek_string *s = n->key.pointer;
+int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len) {
+  if (!array_fits(t) || t->node->tag != PEEK_TRUE || t->node->key_tag != PEEK_STRING) return 0;
+  const struct peek_string *s = t->node->key.pointer;
   return s->bytes == key && s->len == len;
 }
+
+#if LUA_VERSION_NUM == 504 && !defined PLUA_SMALL
 
 /* Where the top is, is believed only once it has moved as it should. */
 static int thread_fits(lua_State *L) {
@@ -50,7 +50,7 @@ int codec_peek_fits(lua_State *L) {
   lua_pushboolean(L, 1);
   lua_rawset(L, -4); /* stack: table, key */
   const struct peek_table *t = codec_peek(L, -2);
-  int fits = array_fits(t) && node_fits(t->node, key, len) && thread_fits(L);
+  int fits = codec_peek_table_fits(t, key, len) && thread_fits(L);
   lua_pop(L, 2);
   return fits;
 }

@@ -69,6 +69,11 @@ static inline struct peek_table *codec_peek(lua_State *L, int at) {
   return (struct peek_table *)(uintptr_t)lua_topointer(L, at);
 }
 
+/* Whether t is seen to hold what codec_peek_fits has put into it: 0.1, 0x123456789abcdef, true,
+   false and room for one value more, and true under a short string of 'len' bytes that lie at
+   'key'. */
+int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len);
+
 /* Entries of the array part: where the limit does not tell them, they are a power of two. */
 static inline uint32_t codec_peek_items(const struct peek_table *t) {
   enum { LIMIT_IS_A_HINT = 0x80 };

@@ -10,8 +10,15 @@ static int is_empty(unsigned tag) {
 }
 
 static int is_plain(unsigned tag) {
-  return tag == PEEK_STRING || tag == PEEK_INTEGER || tag == PEEK_FLOAT || tag == PEEK_FALSE ||
-         tag == PEEK_TRUE;
+  switch (tag) {
+  case PEEK_FALSE:
+  case PEEK_TRUE:
+  case PEEK_INTEGER:
+  case PEEK_FLOAT:
+  case PEEK_STRING:
+    return 1;
+  }
+  return 0;
 }
 
 static int put_plain(struct codec_writer *w, union peek_any value, unsigned tag, int key) {
@@ -77,7 +84,7 @@ static void push_pair(lua_State *L, struct write_frame *f) {
 int codec_next_seen(struct codec_writer *w, struct write_frame *f) {
   lua_settop(w->L, f->at);
   int more = put_pairs(w, f);
-  if (more > 0) push_pair(w->L, f);
+  if (more == CODEC_OPENED) push_pair(w->L, f);
   return more;
 }
 

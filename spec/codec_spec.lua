@@ -379,16 +379,31 @@ describe("codec: strings", function()
     same(records, cross(records))
   end)
 
+  it("come back where they are new", function()
+    local function message()
+      local new <const> = {}
+      for i = 1, 5000 do new[i] = "new " .. i end
+      return codec.encode(new)
+    end
+    local bytes <const> = message()
+    collectgarbage()
+    local got <const> = values(codec.decode(bytes))
+    assert.equal(5000, #got)
+    for i, s in ipairs(got) do assert.equal("new " .. i, s) end
+  end)
+
   it("are looked for, the next sixteen", function()
     assert.same(seen(list(1, 16)), codec.ahead(codec.encode(list(1, 20)), 10))
     assert.same(seen(list(1, 9)), codec.ahead(codec.encode(list(1, 9)), 10))
     assert.same(seen(list(2, 9)), codec.ahead(codec.encode(list(1, 9)), 19))
+    local longest <const> = { ("y"):rep(40), crowd[1] }
+    assert.same(seen(longest), codec.ahead(codec.encode(longest), 1))
   end)
 
   it("are looked for behind values of any width", function()
     local class <const> = {}
     codec.register("string 1", class)
-    for _, value in ipairs { true, false, 1, -1, 300, -40000, 1 << 40, 0.5, ("x"):rep(41),
+    for _, value in ipairs { true, false, 0, 1, -1, 300, -40000, 1 << 40, 0.5, ("x"):rep(41),
       ("x"):rep(63), ("x"):rep(200), { {} }, { 1, 2, 3 }, { 0.5, 0.25 } } do
       local message <const> = codec.encode { "", value, crowd[5], crowd[6] }
       assert.same(seen { "", crowd[5], crowd[6] }, codec.ahead(message, 1), value)
@@ -414,6 +429,25 @@ describe("codec: strings", function()
       local bytes <const> = {}
       for i = 1, math.random(40) do bytes[i] = string.char(math.random(0, 0x50)) end
       assert.is_true(#codec.ahead(table.concat(bytes), 1) <= 16)
+    end
+  end)
+end)
+
+describe("codec: memory that is not laid out as Lua's", function()
+  it("is not taken for a table of Lua's", function()
+    assert.is_true(codec.fits "nothing")
+    assert.is_true(codec.fits "nil")
+    for thing in ("limit nodes array node flags float number int integer empty value key bytes " ..
+      "length true false"):gmatch "%a+" do
+      assert.is_false(codec.fits(thing), thing)
+    end
+  end)
+
+  it("is not taken for Lua's strings", function()
+    assert.is_true(codec.keeps "nothing")
+    assert.is_true(codec.keeps "single") -- list of strings
+    for thing in ("lists none three elsewhere bytes length hash"):gmatch "%a+" do
+      assert.is_false(codec.keeps(thing), thing)
     end
   end)
 end)

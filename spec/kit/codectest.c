@@ -6,6 +6,8 @@
      used(string) -> bytes that the first message in it took
      ahead(string, at) -> list of the strings that the reader looks for once it has read one that
                        ends before byte 'at'; those of them that this state has
+     fits(thing) -> whether memory is taken for Lua's that is as Lua's but for one thing
+     keeps(thing)                          the same of its table of strings
      register(name, metatable)
      limit(bytes)                          encode has room for no more; nil: no limit
      userdata(n, metatable) -> a full userdata that holds n;  number(userdata) -> n
@@ -147,6 +149,70 @@ static int ahead(lua_State *L) {
   return 1;
 }
 
+enum { LEN = 3 };
+/* As Lua has it: memory to look through, not a string of the state. */
+static struct peek_string *push_kept(lua_State *L, uint32_t hash) {
+  struct peek_string *s = lua_newuserdatauv(L, sizeof *s + LEN, 0);
+  memset(s, 0, sizeof *s + LEN);
+  s->len = LEN;
+  s->hash = hash;
+  return s;
+}
+
+static int fits(lua_State *L) {
+  static const char *const things[] = {
+    "nothing", "limit", "nodes", "array", "node",  "flags",  "float", "number", "int", "integer",
+    "nil",     "empty", "value", "key",   "bytes", "length", "true",  "false",  NULL};
+  struct peek_string *s = push_kept(L, 0);
+  struct peek_value array[] = {{{.number = 0.1}, PEEK_FLOAT},
+                               {{.integer = INT64_C(0x123456789abcdef)}, PEEK_INTEGER},
+                               {{.integer = 0}, PEEK_TRUE},
+                               {{.integer = 0}, PEEK_FALSE},
+                               {{.integer = 0}, PEEK_EMPTY}};
+  struct peek_node node = {.tag = PEEK_TRUE, .key_tag = PEEK_STRING, .key.pointer = s};
+  struct peek_table t = {.limit = 5, .array = array, .node = &node};
+  const char *bytes = s->bytes;
+  int thing = luaL_checkoption(L, 1, NULL, things);
+  t.limit += thing == 1;
+  t.log_nodes += thing == 2;
+  if (thing == 3) t.array = NULL;
+  if (thing == 4) t.node = NULL;
+  if (thing == 5) t.flags = 0x80;
+  array[0].tag = thing == 6 ? PEEK_INTEGER : PEEK_FLOAT;
+  array[0].value.number += thing == 7;
+  array[1].tag = thing == 8 ? PEEK_FLOAT : PEEK_INTEGER;
+  array[1].value.integer += thing == 9;
+  array[2].tag = thing == 16 ? PEEK_FALSE : PEEK_TRUE;
+  array[3].tag = thing == 17 ? PEEK_TRUE : PEEK_FALSE;
+  array[4].tag = thing == 10 ? PEEK_NIL : thing == 11 ? PEEK_TRUE : PEEK_EMPTY;
+  node.tag = thing == 12 ? PEEK_FALSE : PEEK_TRUE;
+  node.key_tag = thing == 13 ? PEEK_INTEGER : PEEK_STRING;
+  bytes += thing == 14;
+  lua_pushboolean(L, codec_peek_table_fits(&t, bytes, LEN + (thing == 15)));
+  return 1;
+}
+
+static int keeps(lua_State *L) {
+  static const char *const things[] = {"nothing", "lists",  "none", "three",  "elsewhere",
+                                       "bytes",   "length", "hash", "single", NULL};
+  enum { HASH = 6 };
+  struct peek_string *s = push_kept(L, HASH), *first = push_kept(L, 0);
+  struct peek_string *lists[] = {NULL, NULL, first, NULL};
+  struct ahead_strings t = {.lists = lists, .size = 4};
+  const char *bytes = s->bytes;
+  int thing = luaL_checkoption(L, 1, NULL, things);
+  first->rest = s;
+  if (thing == 1) t.lists = NULL;
+  if (thing == 2) t.size = 0;
+  if (thing == 3) t.size = 3;
+  if (thing == 4) lists[2] = NULL;
+  if (thing == 8) t = (struct ahead_strings){.lists = &lists[2], .size = 1};
+  bytes += thing == 5;
+  s->hash += thing == 7;
+  lua_pushboolean(L, codec_ahead_keeps(&t, HASH, bytes, LEN + (thing == 6)));
+  return 1;
+}
+
 static int register_name(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -199,6 +265,8 @@ int luaopen_codectest(lua_State *L) {
                                        {"decode_quiet", decode_quiet},
                                        {"used", used_by},
                                        {"ahead", ahead},
+                                       {"fits", fits},
+                                       {"keeps", keeps},
                                        {"limit", set_limit},
                                        {"register", register_name},
                                        {"userdata", new_userdata},
