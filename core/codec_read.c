@@ -344,6 +344,9 @@ static int take_tag(struct codec_reader *r, unsigned tag, lua_Integer shared) {
   case W_NIL:
     lua_pushnil(r->L);
     return 0;
+  case W_NULL:
+    lua_pushlightuserdata(r->L, NULL);
+    return 0;
   case W_FALSE:
   case W_TRUE:
     lua_pushboolean(r->L, tag == W_TRUE);

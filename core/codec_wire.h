@@ -37,6 +37,7 @@ enum wire {
   W_ENV,           /* u32: the private globals of that number */
   W_STUB,          /* string: why this global could not cross */
   W_CELLREF,       /* u64 offset of a W_CELL: two closures share this upvalue */
+  W_NULL,          /* light userdata NULL, which means the same anywhere */
   W_TABLE = 0x20,  /* * u32 items, u32 pairs; the items, then keys and values */
   W_INTS = 0x22,   /* * u32 n; n raw integers, then the rest as after W_TABLE */
   W_FLOATS = 0x24, /* * the same with floats */

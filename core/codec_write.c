@@ -259,6 +259,7 @@ int codec_put(struct codec_writer *w) {
     if (lua_getmetatable(L, -1)) return codec_put_object(w);
     return put_nothing(w, "userdata");
   case LUA_TLIGHTUSERDATA:
+    if (!lua_touserdata(L, -1)) return wire_put_tag(w->out, W_NULL);
     return put_nothing(w, "light userdata");
   case LUA_TTHREAD:
     return put_nothing(w, "coroutine");

@@ -819,6 +819,18 @@ describe("codec: names", function()
   end)
 end)
 
+describe("codec: null", function()
+  it("of lua-cjson is null on the other side, as a value and as a key", function()
+    local null <const> = require("cjson").null
+    local pool <close> = require("plua").pool { workers = 1 }
+    local got <const> = pool:apply(function(x)
+      local cjson <const> = require("cjson")
+      return { x == cjson.null, cjson.decode("[null]")[1], { [x] = 1 } }
+    end, null)
+    assert.same({ true, null, { [null] = 1 } }, got)
+  end)
+end)
+
 describe("codec: what cannot cross", function()
   local meta <const> = { __name = "Thing" }
   local cases <const> = {
