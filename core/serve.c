@@ -281,8 +281,8 @@ COLD static int output_lost(int answer) {
    (store.c). Answers where the next one lies. */
 static uint64_t payload_at(const struct team *t, uint64_t off, const void **data, size_t *len) {
   uint64_t n;
-  memcpy(&n, t->base + off, 8);
-  *data = t->base + off + 8;
+  memcpy(&n, t->payloads + off, 8);
+  *data = t->payloads + off + 8;
   *len = (size_t)n;
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
@@ -393,7 +393,7 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   w->feed = (plua_feed){&w->item, &s->out, item_done};
   uint64_t call = slot->call_off;
   if (slot->check != slot_check(slot, seq) || n == 0) _exit(STATUS_BOARD); /* scribbled */
-  if (call) w->item.call = s->team->base + call;
+  if (call) w->item.call = s->team->payloads + call;
   word_begin(&s->slice->word, seq, n);
   s->mine = word_make(seq, 0, n);
   FAIL_POINT(W_TAKE);

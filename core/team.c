@@ -1,6 +1,6 @@
 /* team.c: makes and frees the shared mapping of a team, in the owner.
-   Invariant: the mapping is one sparse file, sized once; the board and the payloads lie at the same
-   place in all workers.
+   Invariant: the mapping is one sparse file, sized once; only the board lies at the same place in
+   all workers.
    Knows memory and descriptors. Does not know processes or batches. SPDX-License-Identifier: MIT */
 #include "team.h"
 
@@ -49,24 +49,24 @@ static int map(struct team *t) {
   return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
 }
 
-/* Maps an area of the file, at that place if nothing lies there. */
-static unsigned char *map_area(const struct team *t, unsigned char *at, size_t off, size_t len,
-                               int prot) {
-  void *area = mmap(at, len, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, (off_t)off);
+/* Maps an area of the file where there is room: what was forked may have put something where the
+   owner has the area. */
+static unsigned char *map_area(const struct team *t, size_t off, size_t len, int prot) {
+  void *area = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, (off_t)off);
   if (area == MAP_FAILED) return NULL;
   madvise(area, len, MADV_DONTDUMP);
   return area;
 }
 
-/* Just forked: nothing lies yet where the owner has its payloads. */
-int team_enter(const struct team *t) {
-  unsigned char *at = t->base + t->payload_off;
-  return map_area(t, at, t->payload_off, t->payload_len, PROT_READ) == at ? 0 : -ENOMEM;
+static unsigned char *map_own(const struct team *t, size_t off, size_t len) {
+  return map_area(t, off, len, PROT_READ | PROT_WRITE);
 }
 
-/* Where there is room: a spare may have put something where the owner has the area. */
-static unsigned char *map_own(const struct team *t, size_t off, size_t len) {
-  return map_area(t, NULL, off, len, PROT_READ | PROT_WRITE);
+int team_enter(struct team *t) {
+  const unsigned char *area = map_area(t, t->payload_off, t->payload_len, PROT_READ);
+  if (!area) return -ENOMEM;
+  t->payloads = area - t->payload_off;
+  return 0;
 }
 
 struct slice *team_enter_slice(const struct team *t, unsigned w) {

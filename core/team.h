@@ -30,6 +30,7 @@ enum { GO_NOT, GO_AWAITED, GO_NOW };
 
 struct team {
   unsigned char *base;
+  const unsigned char *payloads; /* worker: what offsets of payloads count from */
   size_t total;
   size_t payload_off, payload_len;
   size_t slices_off, stride;
@@ -87,7 +88,7 @@ void team_close(struct team *t);
 
 /* In a process forked by the owner, which has the board only: maps the payload area, to be read;
    the slice of worker w, or its spill area, and answers where. 0 or a negated errno; NULL. */
-int team_enter(const struct team *t);
+int team_enter(struct team *t);
 struct slice *team_enter_slice(const struct team *t, unsigned w);
 unsigned char *team_enter_spill(const struct team *t, unsigned w);
 
