@@ -133,8 +133,9 @@ static int want_globals(struct codec_writer *w, int n) {
 static void take_back(struct codec_writer *w, size_t from, uint32_t strings) {
   w->out->at = codec_at(w, from);
   codec_map_forget(&w->room->map, from);
-  for (int k = 0; k < 2 * STRING_WAYS; k++) {
-    struct write_string *e = &w->room->strings[k / STRING_WAYS][k % STRING_WAYS];
+  struct write_string *all = &w->room->strings[0][0][0];
+  for (int k = 0; k < 2 * STRING_SETS * STRING_WAYS; k++) {
+    struct write_string *e = &all[k];
     if (e->number > strings) e->message = 0;
   }
   w->strings = strings;

@@ -6,12 +6,13 @@
 #include "codec_write.h"
 
 #include <errno.h>
+#include <stdbool.h>
 
 /* ---- strings -------------------------------------------------------------------------------- */
 
-static struct write_string *string_slot(struct codec_writer *w, const char *s, int key) {
+static struct write_string *string_set(struct codec_writer *w, const char *s, int key) {
   uint64_t h = (uint64_t)(uintptr_t)s * 0x9E3779B97F4A7C15u;
-  return &w->room->strings[key][h >> 56];
+  return w->room->strings[key][h >> STRING_SHIFT];
 }
 
 /* Gives the string its number. What is remembered by address must not be collected. */
@@ -29,17 +30,31 @@ static int define(struct codec_writer *w, struct write_string *e, size_t len) {
   return plua_write(w->out, e->s, len);
 }
 
+static bool is_mine(const struct codec_writer *w, const struct write_string *e) {
+  return e->message == w->room->message;
+}
+
+/* The one met last stands first; those that have a number stay. */
+static void note_string(const struct codec_writer *w, struct write_string *set, const char *s) {
+  const struct write_string fresh = {s, w->room->message, 0};
+  bool first_stays = is_mine(w, &set[0]) && set[0].number;
+  bool second_stays = is_mine(w, &set[1]) && set[1].number;
+  if (!first_stays && !second_stays) set[1] = set[0];
+  if (!first_stays)
+    set[0] = fresh;
+  else if (!second_stays)
+    set[1] = fresh;
+}
+
 static int put_short(struct codec_writer *w, const char *s, size_t len, int key) {
-  struct write_string *e = string_slot(w, s, key);
-  int mine = e->message == w->room->message;
-  if (mine && e->s == s) {
+  struct write_string *e = string_set(w, s, key), *set = e;
+  if (e->s != s) e++;
+  if (LIKELY(e->s == s && is_mine(w, e))) {
     unsigned char number = (unsigned char)(e->number - 1);
     if (e->number) return wire_put(w->out, W_SREF, &number, 1);
     if (w->strings < W_STRINGS) return define(w, e, len);
-  } else if (!mine || !e->number) {
-    e->s = s;
-    e->message = w->room->message;
-    e->number = 0;
+  } else {
+    note_string(w, set, s);
   }
   return wire_put_string(w->out, s, len);
 }

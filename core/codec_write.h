@@ -50,13 +50,14 @@ struct write_string {
   uint32_t message; /* of which message this entry is */
   uint32_t number;  /* 0: met once; else its number, from 1 */
 };
-enum { STRING_WAYS = 256 };
+/* Two share a place: else two keys of one record could drive each other out for ever. */
+enum { STRING_SHIFT = 57, STRING_SETS = 1 << (64 - STRING_SHIFT), STRING_WAYS = 2 };
 
 struct write_room {
   struct codec_room room;
   struct codec_map map;
   uint32_t message;
-  struct write_string strings[2][STRING_WAYS]; /* values, keys */
+  struct write_string strings[2][STRING_SETS][STRING_WAYS]; /* values, keys */
 };
 
 /* The first, fast pass knows only what needs no allocation in Lua, so that no collector step, no

@@ -118,8 +118,8 @@ static int write_again(lua_State *L, int n, plua_out *out, size_t start) {
   return err;
 }
 
-/* In the caller's own process what a hook in C raises (an interrupt, a debugger) is the caller's. In
-   a worker the hook is one that the item would leave behind. */
+/* In the caller's own process what a hook in C raises (an interrupt, a debugger) is the caller's.
+   In a worker the hook is one that the item would leave behind. */
 static void part_from_hook(const struct runner *r) {
   lua_State *L = r->L;
   if (lua_type(L, -1) != LUA_TTABLE) return;
