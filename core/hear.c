@@ -224,6 +224,7 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   uint64_t word = atomic_load(&p->slice->word);
   if (word == WORD_HOLD) word = p->word;
   e->what = LINK_DEAD;
+  e->failed = atomic_load(&p->slice->go) == GO_LEAVES;
   e->pid = p->pid;
   e->worker = (int)(p - l->peer);
   e->slot = p->slot;

@@ -40,6 +40,7 @@ static void set_string(lua_State *L, const char *name, const char *value) {
 
 static const char *kind_of(const plua_event *ev) {
   if (ev->what == PLUA_BOOT) return "init";
+  if (ev->what == PLUA_LEFT && !ev->failed) return ev->signal ? "crash" : "exit";
   if (ev->what == PLUA_LEFT) return "error";
   if (ev->what == PLUA_RESULT && ev->failed == FAILED_TIMEOUT) return "timeout";
   if (ev->what == PLUA_RESULT && ev->failed == FAILED_MEMORY) return "memory";
@@ -91,7 +92,7 @@ static void set_process(lua_State *L, const plua_event *ev) {
     lua_pushnumber(L, (lua_Number)ev->elapsed_ns / 1e9);
     lua_setfield(L, -2, "elapsed");
   }
-  if (ev->what != PLUA_LOST && ev->what != PLUA_BOOT) return;
+  if (ev->what == PLUA_RESULT || (ev->what == PLUA_LEFT && ev->failed)) return;
   if (ev->code == PLUA_ECANCELLED) return;
   if (ev->signal) {
     const char *name = sigabbrev_np(ev->signal);
@@ -139,7 +140,9 @@ static void push_failure(lua_State *L, struct job *job, const plua_event *ev, in
     lua_pushlstring(L, ev->output, ev->output_len);
     lua_setfield(L, -2, "output");
   }
-  if (ev->what == PLUA_LOST)
+  if (ev->what == PLUA_LEFT && !ev->failed)
+    set_string(L, "reason", "finish");
+  else if (ev->what == PLUA_LOST)
     set_string(L, "reason", plua_strerror(ev->code));
   else if (ev->len)
     set_reply(L, ev);
@@ -398,8 +401,16 @@ static void boot_failed(lua_State *L, struct pump *p, const plua_event *ev) {
   raise_failure(L);
 }
 
-/* Workers whose 'finish' failed tell so; the first one's error is kept. */
-static void left(lua_State *L, const plua_event *ev) {
+static bool has_finish(lua_State *L, const struct handle *h) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, h->runner.keep);
+  bool has = lua_rawgeti(L, -1, SLOT_FINISH) != LUA_TNIL;
+  lua_pop(L, 2);
+  return has;
+}
+
+/* Workers whose 'finish' failed, or that died in it, tell so; the first one's error is kept. */
+static void left(lua_State *L, const struct handle *h, const plua_event *ev) {
+  if (!ev->failed && !has_finish(L, h)) return;
   if (lua_getiuservalue(L, 1, H_LEFT) == LUA_TNIL) {
     push_failure(L, NULL, ev, 0);
     lua_setiuservalue(L, 1, H_LEFT);
@@ -457,7 +468,7 @@ static void handle_event(lua_State *L, struct pump *p, const plua_event *ev) {
     boot_failed(L, p, ev);
     return;
   case PLUA_LEFT:
-    left(L, ev);
+    left(L, p->h, ev);
     return;
   case PLUA_ENDED:
     p->h->ended = true;

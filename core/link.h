@@ -51,7 +51,8 @@ struct link_event {
   size_t len;
   const char *output; /* ERROR, DEAD: what the item printed, as far as it was kept; borrowed too */
   size_t output_len;
-  int failed, code, signal, status;
+  int failed; /* ERROR: what 'run' answered; DEAD: not 0 where it was leaving */
+  int code, signal, status;
   unsigned n;
   int64_t elapsed_ns;
 };

@@ -294,7 +294,8 @@ enum plua_what {
   PLUA_BOOT,    /* workers cannot start; the pool has failed. data: what 'enter' wrote (failed = 1),
                    or len 0 and signal/status of the third death in a row (hundredth, where it is
                    SIGKILL or SIGTERM: somebody else's doing) */
-  PLUA_LEFT,    /* 'leave' reported an error: data, len */
+  PLUA_LEFT,    /* 'leave' reported an error: data, len (failed = 1); or its worker died in it:
+                   signal, status */
   PLUA_ENDED    /* after plua_shutdown: every worker is gone */
 };
 

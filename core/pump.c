@@ -319,6 +319,18 @@ static void renew(struct plua_pool *p) {
     if (p->worker[w].state == W_UP) p->link->ops->retire(p->link, (int)w);
 }
 
+/* It died in 'leave', or right behind: unless we killed it, somebody should know. */
+static int cut_short(const struct worker *was, const struct link_event *l, plua_event *e) {
+  if (!l->failed || was->doomed || was->killed_ns || (!l->signal && l->status <= 0)) return 0;
+  *e = (plua_event){.what = PLUA_LEFT,
+                    .worker = l->worker + 1,
+                    .pid = l->pid,
+                    .signal = l->signal,
+                    .status = l->status,
+                    .elapsed_ns = -1};
+  return 1;
+}
+
 static int death(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   struct worker *w = &p->worker[l->worker], was = *w;
   was.broken |= l->code == PLUA_EPROTO;
@@ -342,7 +354,7 @@ static int death(struct plua_pool *p, const struct link_event *l, plua_event *e)
   if (v == SCHED_AGAIN && how == SCHED_OOM) renew(p);
   if (sched_waiting(p->sched)) pool_post(p);
   if (boot_failed(p, &was, l->signal)) return fail_boot(p, l, e);
-  if (v != SCHED_DELIVER) return 0;
+  if (v != SCHED_DELIVER) return cut_short(&was, l, e);
   if (!was.doomed || !was.silent)
     return pool_tell_lost(p, l, &item, death_code(&was, l), elapsed, e);
   item_done(p, item.job, item.index);

@@ -468,6 +468,7 @@ _Noreturn static void body(struct server *s) {
   say(s, FRAME_UP, 0, NULL, 0);
   take_all(s);
   FAIL_POINT(W_LEAVE);
+  if (t->leave) atomic_store(&s->slice->go, GO_LEAVES);
   reply_begin(s);
   int failed = t->leave ? t->leave(t->ctx, &s->out) : 0;
   stay_one(s);

@@ -26,7 +26,7 @@ struct slice {
   struct ring_shared ring;
 };
 
-enum { GO_NOT, GO_AWAITED, GO_NOW };
+enum { GO_NOT, GO_AWAITED, GO_NOW, GO_LEAVES };
 
 struct team {
   unsigned char *base;

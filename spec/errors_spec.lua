@@ -352,13 +352,33 @@ describe("an error", function()
       return helper.run(line:format(command)).err:match("%) (.-) while running item 1 %(9%)\n")
     end
     assert.equal("was killed by SIGABRT", message("%s", "abort"))
-    assert.equal("died of unknown cause (its exit status was taken elsewhere: SIGCHLD is ignored, " ..
-      "or its handler waits for every child)", message("trap '' CHLD; %s", "abort"))
+    assert.equal("died of unknown cause (its exit status was taken elsewhere: SIGCHLD is " ..
+      "ignored, or its handler waits for every child)", message("trap '' CHLD; %s", "abort"))
     local seen <const> = helper.wait(function()
       local text <const> = message("%s; :", "scribble", "255")
       return text ~= nil and text
     end)
     assert.equal("broke the protocol (its shared memory was overwritten)", seen)
+  end)
+
+  it("of a death in finish is raised after the results were made", function()
+    local function id(x) return x end
+    for how, text in pairs { abort = "was killed by SIGABRT", _exit = "exited with status 3" } do
+      local opts <const> = { workers = 1, finish = function() require("crashkit")[how](3) end }
+      local wanted <const> = "^worker 1 %(pid %d+%) " .. text .. " while running 'finish'$"
+      local err <const> = caught(plua.map, id, { 1 }, opts)
+      assert.equal(how == "abort" and "crash" or "exit", err.kind)
+      assert.matches(wanted, tostring(err))
+      assert.matches(wanted, tostring(caught(function()
+        local pool <close> = plua.pool(opts)
+        assert.equal(1, pool:apply(id, 1))
+      end)))
+    end
+    local opts <const> = { workers = 2, max_tasks_per_child = 1 }
+    opts.finish = function() if plua.worker().id == 2 then crash.abort() end end
+    assert.matches("'finish'", tostring(caught(plua.map, id, helper.numbers(50), opts)))
+    opts.finish = nil
+    assert.equal(50, plua.map(id, helper.numbers(50), opts).n)
   end)
 
   it("that nobody catches ends the lua program with its text", function()

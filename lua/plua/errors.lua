@@ -125,8 +125,8 @@ end
 local function fate(err)
   if err.signal then return "was killed by " .. err.signal end
   if err.status then return "exited with status " .. err.status end
-  return "died of unknown cause (its exit status was taken elsewhere: SIGCHLD is ignored, or its " ..
-    "handler waits for every child)"
+  return "died of unknown cause (its exit status was taken elsewhere: SIGCHLD is ignored, or " ..
+    "its handler waits for every child)"
 end
 
 -- What was done about an item that ran for too long: the worker survives if it could stop it.
@@ -147,9 +147,9 @@ end
 local MESSAGE <const> = {
   timeout = too_long,
   crash = function(err, reason)
-    local ours <const> = reason and reason:match("^worker (broke .*)$") -- and we killed it for that
-    return ("%s %s while running %s%s"):format(who(err), ours or fate(err),
-      which(err) or "an item", tries(err))
+    local ours <const> = reason and reason:match("^worker (broke .*)$") -- killed for that, by us
+    local what <const> = which(err) or reason == "finish" and "'finish'" or "an item"
+    return ("%s %s while running %s%s"):format(who(err), ours or fate(err), what, tries(err))
   end,
   cancelled = function(err) return (which(err) or "the call") .. " was cancelled" end,
   init = function(err)

@@ -31,7 +31,8 @@ local M <const> = {}
 ---  error ends the call. "collect": the others go on, error objects stand where results would. A
 ---  function: is called with each error, by the caller; what it returns is the result
 ---@field init? fun()  runs once in each worker, before its first item. Default: none
----@field finish? fun()  runs once in each worker that leaves in peace, last. Default: none
+---@field finish? fun()  runs once in each worker that leaves in peace, last. What it raises, or a
+---  death in it, is raised after the results were made. Default: none
 ---@field memory? integer|string  how much a worker may use of its own, in bytes or as "512M" (K, M,
 ---  G or T: times 1024), at least "64K"; what it inherits does not count. Lua's memory beyond that
 ---  is refused: the item fails with an error of kind "memory". The worker goes on, or is replaced
