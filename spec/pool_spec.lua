@@ -507,7 +507,8 @@ describe("a pool in a process that the script forked", function()
     local lines <const> = {}
     for line in result.out:gmatch("[^\n]+") do lines[#lines + 1] = line end
     table.sort(lines)
-    assert.same({ "child child", "child parent", "parent child", "parent parent" }, lines, result.err)
+    assert.same({ "child child", "child parent", "parent child", "parent parent" }, lines,
+      result.err)
     assert.same({ 0, "" }, { result.status, result.err })
   end)
 end)

@@ -58,7 +58,8 @@ local function steps(first, last, step)
 end
 
 --- The numbers that `for i = first, last, step` runs through, which workers compute by themselves.
--- Has a length and can be indexed like a list.
+-- Has a length and can be indexed like a list. Floats are first + k * step, rounded once each,
+-- where `for` adds up: their last digits may differ, and so may whether the last one still counts.
 ---@param first number
 ---@param last number
 ---@param step? number  default 1; not 0

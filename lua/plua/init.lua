@@ -40,8 +40,8 @@ function plua.worker()
 end
 
 --- Lets values with that metatable cross between processes, under a name that both sides know.
--- Register before a pool is made or a one-shot call begins. A name stands for the metatable that got
--- it last; values of one that had it before do not cross any more.
+-- Register before a pool is made or a one-shot call begins. A name stands for the metatable that
+-- got it last; values of one that had it before do not cross any more.
 --
 -- What crosses without it: nil, booleans, numbers and strings, bit for bit; tables without a
 -- metatable, with any keys, holes, cycles and shared references; Lua functions with their upvalues
