@@ -40,9 +40,9 @@ int proc_adopt(struct proc *p, pid_t pid);
 /* Sends a signal through the pidfd, so that a reused pid is never hit. 0 or a negated errno. */
 int proc_signal(const struct proc *p, int sig);
 /* Whether it has ended (it need not have been reaped). */
+bool proc_ended(const struct proc *p);
 /* Waits until it has ended, or it is that late. */
 bool proc_await(const struct proc *p, int64_t until_ns);
-bool proc_ended(const struct proc *p);
 /* Whether it stands still, stopped by a signal. */
 bool proc_stopped(const struct proc *p);
 /* Whether a process, living or not yet reaped, is a child of this one. */

@@ -266,8 +266,8 @@ for _, workers in ipairs(TEAMS) do
       end
     end)
 
-    -- Each bit of each sum (exclusive or) is set in half of the items, within 5 standard deviations;
-    -- a generator whose items shared half of its state would miss by 14.
+    -- Each bit of each sum (exclusive or) is set in half of the items, within 5 standard
+    -- deviations; a generator whose items shared half of its state would miss by 14.
     it("random numbers of an item know nothing of one another nor of the next item's", function()
       local count <const> = 5000
       local drawn <const> = plua.map(function()

@@ -15,7 +15,8 @@ return {
     text = "if (room > r->tail - r->head) room = r->tail - r->head;" },
   { file = "core/ring.c", op = ">", why = same, text = "if (room > limit) room = limit;" },
   { file = "core/ring.c", op = "<", why = "what is read behind the end has no room there",
-    text = "for (p += span; p < end && to < full; p += span) { /* p and end are multiples of 8 */" },
+    text = "for (p += span; p < end && to < full; p += span) {" ..
+      " /* p and end are multiples of 8 */" },
   { file = "core/sched_queue.c", op = "<",
     text = "while (s->spares < n) {",
     why = "sets one node more aside than was asked for" },

@@ -54,7 +54,9 @@ if helper.san == "" then
       return result.out
     end
 
-    for _, program in ipairs { "sched_random 3", "store_random 4000", "ring_edges", "sched_edges" } do
+    for _, program in ipairs {
+      "sched_random 3", "store_random 4000", "ring_edges", "sched_edges",
+    } do
       it(program .. " is clean", function()
         assert.truthy(clean(helper.build .. "/host/" .. program):find "ok")
       end)
