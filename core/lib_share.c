@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base.h"
+#include "codec_ahead.h"
 #include "lib.h"
 
 /* A heap whose collections are worth saving. */
@@ -28,35 +29,10 @@ static size_t heap_size(lua_State *L) {
 
 /* ---- the string table ----------------------------------------------------------------------- */
 
-/* How many strings find room in the table; -1: that is not known. Reads what Lua 5.4 keeps of them,
-   where it lies beside words that we know from elsewhere. */
+/* How many strings find room in the table; -1: that is not known. */
 static lua_Integer strings_left(lua_State *L) {
-#if LUA_VERSION_NUM == 504
-  struct global {
-    lua_Alloc alloc;
-    void *ud;
-    ptrdiff_t total, debt;
-    size_t estimate, atomic;
-    void **strings;
-    int used, size;
-  };
-  struct state {
-    void *next;
-    unsigned char head[8];
-    void *top;
-    const struct global *global;
-  };
-  void *ud;
-  lua_Alloc alloc = lua_getallocf(L, &ud);
-  if (lua_version(L) != LUA_VERSION_NUM) return -1;
-  const struct global *g = ((const struct state *)(const void *)L)->global;
-  bool fits = g->alloc == alloc && g->ud == ud && (size_t)(g->total + g->debt) == heap_size(L);
-  if (fits && g->used >= 0 && g->size >= g->used && (g->size & (g->size - 1)) == 0)
-    return g->size - g->used;
-#else
-  (void)L;
-#endif
-  return -1;
+  const struct ahead_strings *t = codec_ahead_find(L);
+  return t ? t->size - t->used : -1;
 }
 
 /* Sees the table of strings grow: no other block that is there already does meanwhile. */
