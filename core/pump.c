@@ -168,21 +168,26 @@ static void suspect(struct plua_pool *p, int w) {
   pool_kill(p, w);
 }
 
+/* An event about a worker, not about an item. */
+static plua_event of_worker(enum plua_what what, const struct link_event *l) {
+  return (plua_event){.what = what,
+                      .data = l->data,
+                      .len = l->len,
+                      .worker = l->worker + 1,
+                      .pid = l->pid,
+                      .signal = l->signal,
+                      .status = l->status,
+                      .elapsed_ns = -1};
+}
+
 static int fail_boot(struct plua_pool *p, const struct link_event *l, plua_event *e) {
   p->failed = PLUA_EBOOT;
   p->boot_signal = l->signal;
   p->boot_status = l->status;
   pool_say(p, PLUA_EBOOT, "%s", plua_strerror(PLUA_EBOOT));
-  *e = (plua_event){.what = PLUA_BOOT,
-                    .failed = l->what == LINK_BOOT,
-                    .code = PLUA_EBOOT,
-                    .data = l->data,
-                    .len = l->len,
-                    .worker = l->worker + 1,
-                    .pid = l->pid,
-                    .signal = l->signal,
-                    .status = l->status,
-                    .elapsed_ns = -1};
+  *e = of_worker(PLUA_BOOT, l);
+  e->failed = l->what == LINK_BOOT;
+  e->code = PLUA_EBOOT;
   return 1;
 }
 
@@ -322,12 +327,7 @@ static void renew(struct plua_pool *p) {
 /* It died in 'leave', or right behind: unless we killed it, somebody should know. */
 static int cut_short(const struct worker *was, const struct link_event *l, plua_event *e) {
   if (!l->failed || was->doomed || was->killed_ns || (!l->signal && l->status <= 0)) return 0;
-  *e = (plua_event){.what = PLUA_LEFT,
-                    .worker = l->worker + 1,
-                    .pid = l->pid,
-                    .signal = l->signal,
-                    .status = l->status,
-                    .elapsed_ns = -1};
+  *e = of_worker(PLUA_LEFT, l);
   return 1;
 }
 
@@ -383,13 +383,8 @@ static int came_back(struct plua_pool *p, const struct link_event *l, plua_event
 }
 
 static int left(const struct link_event *l, plua_event *e) {
-  *e = (plua_event){.what = PLUA_LEFT,
-                    .failed = 1,
-                    .data = l->data,
-                    .len = l->len,
-                    .worker = l->worker + 1,
-                    .pid = l->pid,
-                    .elapsed_ns = -1};
+  *e = of_worker(PLUA_LEFT, l);
+  e->failed = 1;
   return 1;
 }
 
