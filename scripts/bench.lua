@@ -153,7 +153,11 @@ end
 local function row_of(case, found)
   local list <const>, absent <const> = contenders(case, found)
   local asked <const> = math.min(rounds, case.rounds or rounds)
-  local results <const> = measure.rounds(list, case.value, asked, now)
+  for _, c in ipairs(list) do
+    local judged <const> = c.who == "plua" or c.who == "limit"
+    c.rounds = judged and asked * (case.bare or 1) or asked
+  end
+  local results <const> = measure.rounds(list, case.value, now)
   for _, c in ipairs(list) do
     local r <const> = results[c.who]
     r.what, r.n = c.what, c.told_n
@@ -163,7 +167,8 @@ local function row_of(case, found)
   end
   for who, why in pairs(absent) do results[who] = why end
   return { id = case.id, name = case.name, unit = case.unit, more = case.more, items = case.n,
-    rounds = asked, results = results, targets = judge(case, results) }
+    rounds = asked, results = results, targets = judge(case, results),
+    pair = case.bare and measure.pair(results.plua, results.limit) }
 end
 
 local function chosen(case)

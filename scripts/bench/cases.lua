@@ -4,7 +4,9 @@
 --   value        makes the figure of the fields that a contender printed
 --   more         true: the greater the better
 --   rounds       at most so many repetitions, where one takes long
---   bare         true: two bare processes that do the same work are measured too
+--   bare         two bare processes that do the same work are measured too, round by round, and so
+--                many times as often as the rest: where a hundredth counts, the machine's own noise
+--                is ten
 --   serial       whether there is a serial loop to stand beside
 --   limit        {probe command, how its seconds become a figure, what it is}
 --   peers        who -> how many items, true for n, or a text: why there is no figure
@@ -106,7 +108,7 @@ cases[#cases + 1] = { id = "strings_both", name = "256 strings of 1 MiB, in and 
 -- ---- items that compute: each contender beside its own serial loop ----
 
 cases[#cases + 1] = { id = "cpu", name = "2,000 items of 1 ms: part of ideal", n = 2000,
-  unit = "of ideal", more = true, bare = true,
+  unit = "of ideal", more = true, bare = 4,
   value = function(f) return f.serial / 2 / f.seconds end,
   peers = { mp = true, cf = true, joblib = true, mce = true, parmap = true, parallel = PER_ITEM },
   targets = function(v)
@@ -115,7 +117,7 @@ cases[#cases + 1] = { id = "cpu", name = "2,000 items of 1 ms: part of ideal", n
 
 for _, place in ipairs { "first", "middle", "last", "weight" } do
   local weighed <const> = place == "weight" and "has no such option"
-  cases[#cases + 1] = { id = "skew_" .. place, n = 41, unit = "x best", bare = true,
+  cases[#cases + 1] = { id = "skew_" .. place, n = 41, unit = "x best", bare = 4,
     name = weighed and "40 of 10 ms, 400 ms last, weight" or "40 of 10 ms, 400 ms " .. place,
     value = function(f) return f.seconds / (f.serial * f.best) end,
     peers = { mp = weighed or true, cf = weighed or true, joblib = weighed or true,

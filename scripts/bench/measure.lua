@@ -68,18 +68,21 @@ function measure.pair(one, other)
   return ratios[1] and (measure.median(ratios))
 end
 
---- Repeats all contenders of a case in turn.
----@param contenders {who: string, command: string, n: number}[]
+--- Repeats all contenders of a case in turn, each for so many rounds.
+---@param contenders {who: string, command: string, n: number, rounds: integer}[]
 ---@param value fun(fields: table, n: number): number
----@param rounds integer
 ---@return table<string, table> results  by who: median, low, high, runs, fields; or why
-function measure.rounds(contenders, value, rounds, now)
-  local results <const> = {}
-  for _, c in ipairs(contenders) do results[c.who] = { values = {}, fields = {} } end
-  for _ = 1, rounds do
+function measure.rounds(contenders, value, now)
+  local results <const>, most = {}, 0
+  for _, c in ipairs(contenders) do
+    results[c.who] = { values = {}, fields = {} }
+    most = math.max(most, c.rounds)
+  end
+  for round = 1, most do
     for _, c in ipairs(contenders) do
       local result <const> = results[c.who]
-      if not result.why and not result.slow then once(c, value, result, now) end
+      local due <const> = round <= c.rounds and not result.why and not result.slow
+      if due then once(c, value, result, now) end
     end
   end
   for _, result in pairs(results) do sum_up(result) end

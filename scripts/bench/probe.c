@@ -1,10 +1,10 @@
-/* probe.c: what the machine itself needs, measured beside plua by scripts/bench.lua. Prints
-   seconds. probe wake N         N round trips between two processes: a futex wakes one, an eventfd
-   and epoll the other, as bare as that can be probe pipe N         the same over two pipes probe
-   fork N         N times fork, exit and wait probe copy MIB       memcpy of so many blocks of 1
-   MiB, each from and to a place of its own probe exec N CMD..   the median of N runs of a command,
-   from fork to its end Knows the operating system. Does not know plua. SPDX-License-Identifier: MIT
- */
+/* probe.c: what the machine itself needs, beside plua, for scripts/bench.lua. Prints seconds.
+   N round trips between two processes: wake N, where a futex wakes one, an eventfd and epoll the
+   other, as bare as that can be; pipe N, over two pipes.
+   N times fork, exit and wait: fork N.
+   memcpy of so many blocks of 1 MiB, each from and to a place of its own: copy MIB.
+   The median of N runs of a command, from fork to its end: exec N COMMAND...
+   Knows the operating system. Does not know plua. SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>

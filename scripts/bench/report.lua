@@ -62,6 +62,10 @@ function report.notes(rows)
         notes[#notes + 1] = ("%s %d of %d runs"):format(who, r.runs, row.rounds)
       end
     end
+    if row.pair then
+      notes[#notes + 1] = ("plua by limit, round by round, %d times: %.3f"):format(
+        row.results.plua.runs, row.pair)
+    end
     if #notes > 0 then lines[#lines + 1] = row.id .. ": " .. table.concat(notes, "; ") end
   end
   return lines
@@ -74,9 +78,10 @@ local COLUMNS <const> = { "plua", "serial", "limit", "mp", "cf", "joblib", "mce"
 
 local function machine(run)
   local m <const> = run.machine
-  return ("Medians of %d interleaved repetitions, each a process of its own, %d workers, on %s" ..
-    " (%d cores, load %s at its start), Linux %s; %s."):format(run.rounds, run.workers,
-    m.cpu, m.cores, m.load, m.kernel, m.versions)
+  return ("Medians of %d interleaved repetitions (where items compute, four times as many of" ..
+    " plua and the limit), each a process of its own, %d workers, on %s (%d cores, load %s at" ..
+    " its start), Linux %s; %s."):format(run.rounds, run.workers, m.cpu, m.cores, m.load, m.kernel,
+    m.versions)
 end
 
 --- The table for the README.
