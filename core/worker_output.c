@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdio_ext.h>
 
+#include "base.h"
 #include "lines.h"
 #include "worker.h"
 
@@ -44,10 +45,19 @@ void output_open(lua_State *L) {
   }
 }
 
-void output_item_end(void) {
+COLD static void write_pending(void) {
   if (__fpending(stdout)) fflush(stdout);
   if (__fpending(native)) fflush(native);
   if (lines_unfinished) lines_end();
+}
+
+/* Whether __fpending needs to be asked: what this looks at is of glibc's binary interface. */
+static bool may_hold(const FILE *f) {
+  return f->_mode > 0 || f->_IO_write_ptr != f->_IO_write_base;
+}
+
+void output_item_end(void) {
+  if (UNLIKELY(may_hold(stdout) || may_hold(native) || lines_unfinished)) write_pending();
 }
 
 void output_end(void) {
