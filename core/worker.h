@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "plua.h"
+#include "base.h"
 
 struct lua_State;
 struct lua_Debug;
@@ -161,9 +161,22 @@ void stop_open(void);
 /* The block of a new thread, not yet made; that of one that is about to go. */
 void stop_made(void *block);
 void stop_gone(void *block);
+/* What the signal handler and the rest tell each other, in the same thread. */
+struct stop_word {
+  volatile int armed; /* the item's own code runs */
+  volatile int hit;   /* it was told to end, or has set a hook of its own */
+};
+extern struct stop_word stop_word;
 /* Around an item's own code: whether it was told to end meanwhile. It has no hooks left then. */
-void stop_arm(const struct runner *r);
-bool stop_disarm(const struct runner *r);
+static inline void stop_arm(const struct runner *r) {
+  if (LIKELY(r->process)) stop_word.armed = 1;
+}
+bool stop_answer(const struct runner *r);
+static inline bool stop_disarm(const struct runner *r) {
+  if (UNLIKELY(!r->process)) return false;
+  stop_word.armed = 0; /* first: a signal from now on does nothing */
+  return UNLIKELY(stop_word.hit) ? stop_answer(r) : false;
+}
 /* Tells the item that runs to end: for a signal handler, ctx is the runner. */
 void stop_now(void *ctx);
 /* debug.sethook of a worker, a closure over Lua's own: what an item sets ends with the item. */

@@ -17,17 +17,16 @@
 enum { CAP_MIN = 64 };
 enum { HIT = 1, HOOKED };
 
-/* The worker's: a process has one. The handler reads what the rest writes, in the same thread. */
+/* The worker's: a process has one. The handler reads what the rest writes. */
 struct stop {
   lua_State *volatile *volatile set; /* open addressing, linear probing; NULL: free */
   volatile size_t cap;               /* a power of 2 */
   size_t used;
-  volatile sig_atomic_t armed; /* the item's own code runs */
-  volatile sig_atomic_t hit;   /* HIT: it was told to end; HOOKED: it has set a hook of its own */
-  bool seen;                   /* the hook ran: the report lies in the registry */
+  bool seen; /* the hook ran: the report lies in the registry */
 };
 
 static struct stop *stop; /* NULL: no worker, so nothing is ever interrupted */
+struct stop_word stop_word;
 /* The first set, which most workers do with, is no block of malloc's: to take one would unshare
    some pages. */
 static lua_State *volatile first_set[CAP_MIN];
@@ -96,7 +95,7 @@ void stop_gone(void *block) {
 
 void stop_open(void) {
   static struct stop only = {.set = first_set, .cap = CAP_MIN};
-  only.armed = only.hit = 0;
+  stop_word = (struct stop_word){0};
   stop = &only;
 }
 
@@ -113,7 +112,7 @@ static void keep_report(lua_State *L) {
 
 static void raise_stop(lua_State *L, lua_Debug *ar) {
   (void)ar;
-  if (stop->hit != HIT) {
+  if (stop_word.hit != HIT) {
     lua_sethook(L, NULL, 0, 0);
     return;
   }
@@ -131,31 +130,24 @@ static void hook_all(const struct runner *r, lua_Hook hook, int mask) {
 }
 
 void stop_now(void *ctx) {
-  if (!stop || !stop->armed) return;
-  stop->hit = HIT;
+  if (!stop || !stop_word.armed) return;
+  stop_word.hit = HIT;
   hook_all(ctx, raise_stop, LUA_MASKCOUNT | LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE);
 }
 
-void stop_arm(const struct runner *r) {
-  if (stop && r->process) stop->armed = 1;
-}
-
-bool stop_disarm(const struct runner *r) {
-  if (!stop || !r->process) return false;
-  stop->armed = 0; /* first: a signal from now on does nothing */
-  if (!stop->hit) return false;
-  bool late = stop->hit == HIT;
+COLD bool stop_answer(const struct runner *r) {
+  bool late = stop_word.hit == HIT;
   if (late)
     hook_all(r, NULL, 0);
   else
     lua_sethook(r->L, NULL, 0, 0);
-  stop->hit = 0;
+  stop_word.hit = 0;
   return late;
 }
 
 /* A signal between the two lines comes again. */
 int stop_sethook(lua_State *L) {
-  if (stop && stop->armed && stop->hit != HIT) stop->hit = HOOKED;
+  if (stop && stop_word.armed && stop_word.hit != HIT) stop_word.hit = HOOKED;
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_insert(L, 1);
   lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
