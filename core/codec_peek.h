@@ -69,6 +69,11 @@ static inline struct peek_table *codec_peek(lua_State *L, int at) {
   return (struct peek_table *)(uintptr_t)lua_topointer(L, at);
 }
 
+/* The value on top of the stack. */
+static inline struct peek_value *codec_peek_top(lua_State *L) {
+  return ((struct peek_thread *)(void *)L)->top - 1;
+}
+
 /* Whether t is seen to hold what codec_peek_fits has put into it: 0.1, 0x123456789abcdef, true,
    false and room for one value more, and true under a short string of 'len' bytes that lie at
    'key'. */
@@ -95,7 +100,7 @@ static inline uint32_t codec_peek_run(const struct peek_table *t, unsigned char 
 /* Pushes a value that something else holds. */
 static inline void codec_peek_push(lua_State *L, union peek_any value, unsigned char tag) {
   lua_pushnil(L);
-  struct peek_value *top = ((struct peek_thread *)(void *)L)->top - 1;
+  struct peek_value *top = codec_peek_top(L);
   top->value = value;
   top->tag = tag;
 }

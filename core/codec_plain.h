@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base.h"
 #include "codec_peek.h"
 #include "codec_wire.h"
 
@@ -97,6 +98,14 @@ static inline int codec_plain_write(lua_State *L, plua_out *out) {
     return wire_put_string(out, s, len);
   }
   return 1;
+}
+
+/* The same where codec_peek_fits has found it so: a number without a call of Lua's. */
+static inline int codec_plain_write_seen(lua_State *L, plua_out *out) {
+  const struct peek_value *v = codec_peek_top(L);
+  if (LIKELY(v->tag == PEEK_FLOAT)) return wire_put_float(out, v->value.number);
+  if (v->tag == PEEK_INTEGER) return wire_put_integer(out, v->value.integer);
+  return codec_plain_write(L, out);
 }
 
 #endif

@@ -61,9 +61,10 @@ enum {
 static inline int wire_put(plua_out *out, unsigned tag, const void *number, size_t len) {
   int err = plua_room(out, 1 + len);
   if (err < 0) return err;
-  *out->at = (unsigned char)tag;
-  memcpy(out->at + 1, number, len);
-  out->at += 1 + len;
+  unsigned char *p = out->at;
+  out->at = p + 1 + len;
+  *p = (unsigned char)tag;
+  memcpy(p + 1, number, len);
   return 0;
 }
 

@@ -245,13 +245,17 @@ NOINLINE static int reply_other(struct runner *r, plua_out *out, size_t start) {
   return reply_values(r, 1, out, start);
 }
 
+static inline int plain_reply(const struct runner *r, plua_out *out) {
+  return LIKELY(r->peeks) ? codec_plain_write_seen(r->L, out) : codec_plain_write(r->L, out);
+}
+
 static inline int runner_reply(struct runner *r, plua_out *out, size_t start) {
   FAIL_POINT(W_ENCODE);
   switch (r->call.mode) {
   case CALL_MAP:
   case CALL_STAR:
   case CALL_FOLD:
-    if (LIKELY(codec_plain_write(r->L, out) == 0)) return 0;
+    if (LIKELY(plain_reply(r, out) == 0)) return 0;
     out->at = out->begin + start;
     return reply_values(r, 1, out, start);
   case CALL_EACH:

@@ -95,6 +95,7 @@ struct runner {
   struct call call;  /* pools: that of 'job' */
   uint64_t job;      /* pools: whose functions the slots hold; 0: none yet */
   unsigned known;    /* pools: jobs in the table of jobs */
+  bool peeks;        /* values may be looked at where they lie: codec_peek.h */
   bool bare;         /* a lua_pcall stands around many items: runner_many's */
   size_t start;      /* bare: where the reply of the item that runs begins */
 };

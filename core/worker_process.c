@@ -10,7 +10,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "codec.h"
+#include "codec_peek.h"
 #include "worker.h"
 
 enum { FRAMES = 4 }; /* of the guard, a call and a little more */
@@ -139,6 +139,7 @@ static int ready_inner(lua_State *L) {
   rt->depth = 0; /* nothing of the parent's runs here */
   rt->running = false;
   rt->stop = PLUA_STOP_NONE; /* the parent's affair: here the item that runs may finish */
+  r->peeks = codec_peek_fits(L);
   bear_mark(rt);
   limit_threads(r->cores);
   if (!r->grouped) output_open(L);
