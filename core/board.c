@@ -213,8 +213,8 @@ void word_begin(_Atomic uint64_t *word, uint32_t seq, unsigned n) {
   } while (!atomic_compare_exchange_weak(word, &old, word_make(seq, 0, n)));
 }
 
-int word_claim(_Atomic uint64_t *word, uint64_t *mine) {
-  uint64_t w = *mine;
+COLD int word_claim_late(_Atomic uint64_t *word, uint64_t *mine, uint64_t now) {
+  uint64_t w = now;
   for (;;) {
     while (w == WORD_HOLD) {
       hold_wait();
@@ -228,8 +228,8 @@ int word_claim(_Atomic uint64_t *word, uint64_t *mine) {
       *mine = w;
       return -1;
     }
-    if (atomic_compare_exchange_strong(word, &w, w + (1 << 16))) {
-      *mine = w + (1 << 16);
+    if (atomic_compare_exchange_strong(word, &w, w + WORD_NEXT)) {
+      *mine = w + WORD_NEXT;
       return (int)word_next(w);
     }
   }

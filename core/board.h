@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base.h"
+
 /* ---- a slot: one batch. The owner fills it, then releases 'state'. -------------------------- */
 
 /* state = seq:32 | who:24 | tag:8. Claim and owner are one word. */
@@ -30,7 +32,8 @@ static inline uint64_t slot_state(uint32_t seq, uint32_t who, enum slot_tag tag)
 /* ---- a worker's word: which item of which batch. Both sides change it, by compare-and-swap. -- */
 
 /* seq:32 | next:16 | end:16, offsets inside the batch. */
-#define WORD_HOLD UINT64_MAX /* the owner stopped the worker from claiming */
+#define WORD_HOLD UINT64_MAX          /* the owner stopped the worker from claiming */
+#define WORD_NEXT (UINT64_C(1) << 16) /* one more item */
 static inline uint64_t word_make(uint32_t seq, unsigned next, unsigned end) {
   return (uint64_t)seq << 32 | (uint64_t)next << 16 | end;
 }
@@ -124,7 +127,15 @@ uint64_t slot_check(const struct slot *s, uint32_t seq);
 void word_begin(_Atomic uint64_t *word, uint32_t seq, unsigned n);
 /* Worker: claims the next item: its offset, or -1 when the batch has none left. *mine is the
    worker's memory of its word. Waits while the owner holds it. A full barrier when it claims. */
-int word_claim(_Atomic uint64_t *word, uint64_t *mine);
+int word_claim_late(_Atomic uint64_t *word, uint64_t *mine, uint64_t now);
+static inline int word_claim(_Atomic uint64_t *word, uint64_t *mine) {
+  uint64_t w = *mine;
+  bool left = word_next(w) < word_end(w);
+  if (UNLIKELY(!left || !atomic_compare_exchange_strong(word, &w, w + WORD_NEXT)))
+    return word_claim_late(word, mine, w);
+  *mine = w + WORD_NEXT;
+  return (int)word_next(w);
+}
 /* Owner: takes back all beyond 'keep' items (never what was begun): the new end, or -1 when the
    word shows another batch or nothing was left to take. *end is the old end. */
 int word_shrink(_Atomic uint64_t *word, uint32_t seq, unsigned keep, unsigned *end);

@@ -25,6 +25,15 @@ void ring_attach(struct ring *r, struct ring_shared *shared, unsigned char *data
   *r = (struct ring){.shared = shared, .data = data, .size = size};
   r->head = r->given = atomic_load(&shared->head);
   r->tail = r->at = atomic_load(&shared->tail);
+  r->here = r->end = data + (r->tail & (size - 1));
+}
+
+static unsigned char *stretch(struct ring *r, uint64_t at, uint64_t free, size_t *room) {
+  r->at = at;
+  r->here = r->data + (at & (r->size - 1));
+  r->end = r->here + free;
+  *room = free - RING_HEAD;
+  return r->here + RING_HEAD;
 }
 
 /* Tries with the head that the writer knows. */
@@ -32,17 +41,10 @@ static unsigned char *reserve(struct ring *r, uint64_t need, size_t *room) {
   uint64_t at = r->tail & (r->size - 1), free = r->size - (r->tail - r->head);
   uint64_t rest = r->size - at; /* at least 8, both are multiples of 8 */
   uint64_t whole = rest < free ? rest : free;
-  if (whole >= need) {
-    r->at = r->tail;
-    r->open = whole;
-    *room = whole - RING_HEAD;
-    return r->data + at + RING_HEAD;
-  }
+  if (whole >= need) return stretch(r, r->tail, whole, room);
   if (free < rest || free - rest < need) return NULL;
   ring_header(r->data + at, SKIP, 0);
-  r->at = r->tail + rest;
-  *room = free - rest - RING_HEAD;
-  return r->data + RING_HEAD;
+  return stretch(r, r->tail + rest, free - rest, room);
 }
 
 unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room) {

@@ -30,11 +30,12 @@ struct ring_shared {
 struct ring {
   struct ring_shared *shared;
   unsigned char *data;
-  uint64_t size;  /* a power of two, at least 64 */
-  uint64_t head;  /* reader: next frame; writer: the last head it saw */
-  uint64_t tail;  /* writer: where the next frame is published; reader: the last tail it saw */
-  uint64_t at;    /* writer: where the frame being written begins (tail, or past a skipped rest) */
-  uint64_t open;  /* writer: so many bytes from tail on are free, as far as it knows */
+  uint64_t size; /* a power of two, at least 64 */
+  uint64_t head; /* reader: next frame; writer: the last head it saw */
+  uint64_t tail; /* writer: where the next frame is published; reader: the last tail it saw */
+  uint64_t at;   /* writer: where the frame being written begins (tail, or past a skipped rest) */
+  unsigned char *here,
+    *end;         /* writer: the same in 'data'; up to where it may write from there on */
   uint64_t given; /* reader: the head that the writer knows */
 };
 
@@ -57,10 +58,10 @@ void ring_attach(struct ring *r, struct ring_shared *shared, unsigned char *data
 unsigned char *ring_reserve(struct ring *r, size_t n, size_t *room);
 /* The same where the writer knows of the room; else NULL. */
 static inline unsigned char *ring_reserve_known(struct ring *r, size_t n, size_t *room) {
-  if (UNLIKELY(r->open < n + RING_HEAD)) return NULL;
-  r->at = r->tail;
-  *room = r->open - RING_HEAD;
-  return r->data + (r->tail & (r->size - 1)) + RING_HEAD;
+  size_t open = (size_t)(r->end - r->here);
+  if (UNLIKELY(open < n + RING_HEAD)) return NULL;
+  *room = open - RING_HEAD;
+  return r->here + RING_HEAD;
 }
 
 /* The bytes that a frame takes. */
@@ -73,12 +74,13 @@ static inline void ring_header(unsigned char *p, uint32_t word, uint16_t tag) {
 }
 /* Writer: publishes the frame whose body was written where ring_reserve said, by one store. */
 static inline void ring_publish(struct ring *r, unsigned kind, uint16_t tag, uint32_t len) {
-  ring_header(r->data + (r->at & (r->size - 1)), len | (uint32_t)kind << RING_LEN_BITS, tag);
+  uint64_t span = ring_span(len);
+  ring_header(r->here, len | (uint32_t)kind << RING_LEN_BITS, tag);
   FAIL_POINT(W_PUBLISH_MID);
-  uint64_t end = r->at + ring_span(len), took = end - r->tail;
-  r->open = r->open > took ? r->open - took : 0; /* none is left where the rest was skipped */
-  r->tail = end;
-  atomic_store_explicit(&r->shared->tail, end, memory_order_release);
+  r->here += span;
+  r->at += span;
+  r->tail = r->at;
+  atomic_store_explicit(&r->shared->tail, r->at, memory_order_release);
 }
 /* Writer: sleeps until the reader gave room back or about 'timeout_ms' have passed. */
 void ring_wait_room(struct ring *r, int timeout_ms);

@@ -67,7 +67,7 @@ struct server {
   int64_t rss_ns;     /* when it was last looked at */
   unsigned me;
   uint64_t from[LANES], mine;
-  uint64_t ran;
+  uint64_t left; /* items that it may still run */
   struct work work;
   const volatile char *ours; /* 1; 0 in a process that an item forked */
   struct capture capture;
@@ -323,7 +323,7 @@ COLD static void rss_check(struct server *s) {
 }
 
 static bool spent(const struct server *s) {
-  return s->deaf || s->worn || (s->team->max_tasks && s->ran >= s->team->max_tasks);
+  return s->deaf || s->worn;
 }
 
 /* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing
@@ -345,7 +345,7 @@ static inline bool item_next(struct server *s) {
   w->item.index = w->first + w->k;
   if (w->cursor) w->cursor = payload_at(s->team, w->cursor, &w->item.data, &w->item.len);
   reply_begin(s);
-  s->running = word_make(w->seq, w->k + 1u, 0);
+  s->running = s->mine & ~(WORD_NEXT - 1);
   return true;
 }
 
@@ -368,7 +368,7 @@ static int item_done(plua_feed *feed, int answer) {
     reply_publish(s, FRAME_VALUE, s->work.k);
   else
     answer_publish(s, answer);
-  s->ran++;
+  if (UNLIKELY(--s->left == 0)) s->worn = 1;
   if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
   return item_next(s);
 }
@@ -561,6 +561,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   *ours = 1;
   *s = (struct server){.team = t, .slice = slice, .me = w, .ours = ours};
   s->out.more = more;
+  s->left = t->max_tasks ? t->max_tasks : UINT64_MAX;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
   ring_attach(&s->ring, &slice->ring, (unsigned char *)slice + t->ring_off, t->ring_size);
   s->spill = (struct spill){.base = spill, .size = t->spill_len};
