@@ -69,32 +69,42 @@ __attribute__((format(printf, 1, 2))) static char *format(const char *fmt, ...) 
   return len < 0 ? NULL : text;
 }
 
-static FILE *open_text(const char *path) {
+/* What a file holds, to be freed. NULL if it cannot be read. */
+static char *text_of(const char *path) {
+  enum { STEP = 4096 };
+  void *text = NULL;
+  size_t cap = 0, len = 0;
   int fd = fd_above_stdio(open(path, O_RDONLY | O_CLOEXEC));
-  if (fd < 0) return NULL;
-  FILE *file = fdopen(fd, "r");
-  if (!file) close(fd);
-  return file;
+  ssize_t n = fd < 0 ? -1 : STEP;
+  while (n == STEP) {
+    n = grow(&text, &cap, len + STEP + 1, 1) ? -1 : read_all(fd, (char *)text + len, STEP);
+    if (n > 0) len += (size_t)n;
+  }
+  if (fd >= 0) close(fd);
+  if (n >= 0) ((char *)text)[len] = '\0';
+  if (n < 0) free(text);
+  return n < 0 ? NULL : text;
 }
 
-/* The next line without its end, however long. 0 at the end of the file. */
-static int next_line(FILE *file, char **line, size_t *cap) {
-  ssize_t len = getline(line, cap, file);
-  if (len < 0) return 0;
-  if (len && (*line)[len - 1] == '\n') (*line)[len - 1] = '\0';
-  return 1;
+/* A copy of the next line without its end, to be freed. NULL at the end of the text. */
+static char *next_line(const char **at) {
+  if (!**at) return NULL;
+  size_t len = strcspn(*at, "\n");
+  char *line = strndup(*at, len);
+  *at += len + ((*at)[len] == '\n');
+  return line;
 }
 
 /* The first line that begins with 'prefix', without it; to be freed. NULL if there is none. */
 static char *line_after(const char *path, const char *prefix) {
-  char *line = NULL, *found = NULL;
-  size_t cap = 0, len = strlen(prefix);
-  FILE *file = open_text(path);
-  if (!file) return NULL;
-  while (!found && next_line(file, &line, &cap))
+  char *line, *found = NULL, *text = text_of(path);
+  const char *at = text;
+  size_t len = strlen(prefix);
+  while (text && !found && (line = next_line(&at))) {
     if (!strncmp(line, prefix, len)) found = strdup(line + len + strspn(line + len, " \t"));
-  free(line);
-  fclose(file);
+    free(line);
+  }
+  free(text);
   return found;
 }
 
@@ -318,20 +328,15 @@ static int mount_matches(const struct hierarchy *h, const struct mount *m) {
 }
 
 /* The path of this process in the hierarchy, "/a/b"; to be freed. NULL if it is in none. */
-static char *own_path(const struct hierarchy *h) {
-  char *line = NULL, *found = NULL, *path = format("%s/self/cgroup", proc_root());
-  size_t cap = 0;
-  FILE *file = path ? open_text(path) : NULL;
-  while (file && !found && next_line(file, &line, &cap)) {
+static char *own_path(const struct hierarchy *h, const char *groups) {
+  char *line, *found = NULL;
+  while (!found && (line = next_line(&groups))) {
     char *rest = line; /* id:controllers:path, and a path may contain colons */
     const char *id = strsep(&rest, ":"), *controllers = strsep(&rest, ":");
-    if (!rest) continue;
-    int match = h->v1 ? listed(controllers, "cpu") : !strcmp(id, "0") && !*controllers;
+    int match = rest && (h->v1 ? listed(controllers, "cpu") : !strcmp(id, "0") && !*controllers);
     if (match) found = strdup(rest);
+    free(line);
   }
-  if (file) fclose(file);
-  free(line);
-  free(path);
   return found;
 }
 
@@ -393,11 +398,10 @@ static void walk_up(struct hierarchy *h, const char *point, const char *below) {
 
 /* Every mount that shows our path shows our ancestors, so all count. Where none does (a container
    that hides its path), the first mount's root is the nearest ancestor that can be seen. */
-static void walk_mounts(struct hierarchy *h, FILE *mounts, const char *path) {
-  char *line = NULL, *hidden = NULL;
-  size_t cap = 0;
+static void walk_mounts(struct hierarchy *h, const char *mounts, const char *path) {
+  char *line, *hidden = NULL;
   int shown = 0;
-  while (next_line(mounts, &line, &cap)) {
+  for (; (line = next_line(&mounts)); free(line)) {
     struct mount m;
     if (!parse_mount(line, &m) || !mount_matches(h, &m)) continue;
     const char *below = path_below(m.root, path);
@@ -407,23 +411,36 @@ static void walk_mounts(struct hierarchy *h, FILE *mounts, const char *path) {
   }
   if (!shown && hidden) walk_up(h, hidden, "");
   free(hidden);
-  free(line);
 }
 
-static void add_cgroup(struct answer *a, const char *name, int v1) {
-  struct hierarchy h = {.name = name, .v1 = v1, .answer = a};
-  char *path = own_path(&h), *list = format("%s/self/mountinfo", proc_root());
-  FILE *mounts = path && list ? open_text(list) : NULL;
-  if (mounts) {
-    walk_mounts(&h, mounts, path);
-    fclose(mounts);
-  }
+static void add_cgroup(struct answer *a, struct hierarchy h, const char *groups,
+                       const char *mounts) {
+  char *path = own_path(&h, groups);
+  h.answer = a;
+  if (path) walk_mounts(&h, mounts, path);
   if (h.seen)
-    add(a, name, h.tightest.where, h.tightest.text, h.tightest.cpus);
+    add(a, h.name, h.tightest.where, h.tightest.text, h.tightest.cpus);
   else if (!h.bad)
-    add_absent(a, name);
-  free(list);
+    add_absent(a, h.name);
   free(path);
+}
+
+/* What a file below /proc/self holds, to be freed. NULL if it cannot be read. */
+static char *own_text(const char *name) {
+  char *path = format("%s/self/%s", proc_root(), name);
+  char *text = path ? text_of(path) : NULL;
+  free(path);
+  return text;
+}
+
+/* To list the mounts costs the kernel more than all the rest: it is asked once. */
+static void add_cgroups(struct answer *a) {
+  char *groups = own_text("cgroup"), *mounts = groups ? own_text("mountinfo") : NULL;
+  const char *in = groups ? groups : "", *on = mounts ? mounts : "";
+  add_cgroup(a, (struct hierarchy){.name = "cgroup v2"}, in, on);
+  add_cgroup(a, (struct hierarchy){.name = "cgroup v1", .v1 = 1}, in, on);
+  free(groups);
+  free(mounts);
 }
 
 /* ---- variables ---------------------------------------------------------------------------- */
@@ -463,8 +480,7 @@ int plua_cpus(plua_cpu_source *sources, int max, int *n) {
   int wanted = add_variable(&a, "PLUA_WORKERS", worker_number, 1);
   add_online(&a);
   add_affinity(&a);
-  add_cgroup(&a, "cgroup v2", 0);
-  add_cgroup(&a, "cgroup v1", 1);
+  add_cgroups(&a);
   add_schedulers(&a);
   add_variable(&a, "OMP_THREAD_LIMIT", whole_number, 1);
   if (wanted) {
