@@ -58,6 +58,7 @@ struct server {
   plua_out out; /* must be first: 'more' casts back */
   struct team *team;
   struct slice *slice;
+  struct board_view view; /* of our own: to note something in the team's would copy a page */
   struct ring ring;
   struct spill spill;
   bool spilled;       /* the message under way lies in the spill area */
@@ -79,7 +80,7 @@ struct server {
 /* ---- the owner ----------------------------------------------------------------------------- */
 
 COLD static void doorbell(struct server *s) {
-  if (!atomic_exchange(&s->team->view.board->asleep, 0)) return;
+  if (!atomic_exchange(&s->view.board->asleep, 0)) return;
   uint64_t one = 1;
   ssize_t n;
   FAIL_POINT(W_WAKE);
@@ -385,7 +386,7 @@ static void run_items(struct server *s) {
 
 /* Makes the batch in a slot the worker's work. */
 static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
-  const struct slot *slot = &s->team->view.slot[i];
+  const struct slot *slot = &s->view.slot[i];
   struct work *w = &s->work;
   unsigned n = slot->n;
   *w = (struct work){.seq = seq, .first = slot->first, .cursor = slot->off};
@@ -415,18 +416,18 @@ static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
 
 /* Nothing to take: sleeps. False: this worker shall leave. */
 static bool idle(struct server *s, uint32_t bell) {
-  struct board *b = s->team->view.board;
+  struct board *b = s->view.board;
   if (atomic_load(&b->closed) || atomic_load(&s->slice->retire) || s->deaf) return false;
   atomic_store(&s->slice->sleeping,
                DROWSY); /* before the bell: an owner that missed it sees this */
   doorbell(s);
   FAIL_POINT(W_IDLE);
-  board_sleep(&s->team->view, bell, IDLE_MS, &s->slice->sleeping);
+  board_sleep(&s->view, bell, IDLE_MS, &s->slice->sleeping);
   return true;
 }
 
 static void take_all(struct server *s) {
-  struct board_view *v = &s->team->view;
+  struct board_view *v = &s->view;
   bool go = true;
   while (go) {
     uint32_t bell = atomic_load(&v->board->bell), seq;
@@ -559,7 +560,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   if (!slice || !spill) _exit(STATUS_BOARD);
   close(t->memory_fd);
   *ours = 1;
-  *s = (struct server){.team = t, .slice = slice, .me = w, .ours = ours};
+  *s = (struct server){.team = t, .slice = slice, .view = t->view, .me = w, .ours = ours};
   s->out.more = more;
   s->left = t->max_tasks ? t->max_tasks : UINT64_MAX;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};

@@ -33,7 +33,7 @@ static void redirect_all(lua_State *L, const char *name, FILE *old, FILE *fresh)
 }
 
 void output_open(lua_State *L) {
-  FILE *out = lines_open(1), *err = lines_open(2);
+  FILE *err = lines_open(2), *out = lines_open(1); /* this one has a buffer: they lie together */
   native = stdout;
   if (out) {
     redirect_all(L, "stdout", stdout, out);
