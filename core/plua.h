@@ -136,7 +136,8 @@ typedef struct plua_tasks {
   int (*enter)(void *ctx, const plua_self *self, plua_out *out);
   /* Runs one item. 0: what it wrote is the result. Positive: what it wrote is an error;
      PLUA_TIMED_OUT: one of its own kind.
-     Negative: nothing that it wrote counts, the item's outcome is this code. */
+     Negative: nothing that it wrote counts, the item's outcome is this code. A process that it
+     forks and that comes back from it says nothing: it ends there, with status 0. */
   int (*run)(void *ctx, const plua_item *item, plua_out *out);
   /* Optional. Called last when a worker leaves in peace. Non-zero: what it wrote is an error to
      report (PLUA_LEFT). */

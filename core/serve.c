@@ -6,6 +6,7 @@
    SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdio_ext.h>
 #include <sys/mman.h>
@@ -96,6 +97,12 @@ COLD static void wait_owner(struct server *s) {
   if (s->deaf) _exit(STATUS_BOARD);
 }
 
+/* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing
+   to take. What it writes before it is found out is its own (part). */
+static void stay_one(const struct server *s) {
+  if (UNLIKELY(!*s->ours)) _exit(0);
+}
+
 /* ---- replies ------------------------------------------------------------------------------- */
 
 /* Makes sure that memory exists below 'end': a failure is an error here, not a SIGBUS later. */
@@ -161,6 +168,7 @@ static int into_spill(struct server *s, size_t used, size_t want) {
 static int more(plua_out *out, size_t need) {
   struct server *s = (struct server *)out;
   size_t used = (size_t)(out->at - out->begin), want = used + need, room;
+  stay_one(s);
   if (want < used) return PLUA_ETOOBIG;
   if (s->spilled || want > ring_max(&s->ring) / 2) return into_spill(s, used, want);
   unsigned char *p;
@@ -325,12 +333,6 @@ COLD static void rss_check(struct server *s) {
 
 static bool spent(const struct server *s) {
   return s->deaf || s->worn;
-}
-
-/* What the user wrote may have forked and returned twice: the copy has nothing to say and nothing
-   to take. */
-static void stay_one(const struct server *s) {
-  if (UNLIKELY(!*s->ours)) _exit(0);
 }
 
 /* Claims the next item of the batch. False: there is none, or this worker must not take it. */
@@ -498,6 +500,14 @@ static void interrupted(int sig) {
     s->team->tasks.interrupt(s->team->tasks.ctx);
 }
 
+/* In a process that an item forked: it may go on as its original does, up to the reply. */
+static void part(void) {
+  struct server *s = &server;
+  if (!s->slice) return;
+  team_part(s->slice, s->team->stride);
+  if (s->spill.touched) team_part(s->spill.base, s->spill.touched);
+}
+
 static void listen(const struct team *t) {
   struct sigaction a = {.sa_handler = interrupted}; /* no SA_RESTART: blocked calls return */
   if (t->tasks.interrupt) sigaction(SIGURG, &a, NULL);
@@ -542,6 +552,7 @@ _Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg) {
   server.running = 0; /* of a worker that this one is a child of */
   listen(t);
   ours = page_of_ours();
+  if (pthread_atfork(NULL, NULL, part)) _exit(STATUS_GUARD);
   if (tasks->ready) tasks->ready(tasks->ctx);
   if (tasks->guard)
     tasks->guard(tasks->ctx, then, arg);

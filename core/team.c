@@ -58,8 +58,11 @@ static unsigned char *map_area(const struct team *t, size_t off, size_t len, int
   return area;
 }
 
+/* Of one process only: what it forks has nothing there. */
 static unsigned char *map_own(const struct team *t, size_t off, size_t len) {
-  return map_area(t, off, len, PROT_READ | PROT_WRITE);
+  unsigned char *own = map_area(t, off, len, PROT_READ | PROT_WRITE);
+  if (own) madvise(own, len, MADV_DONTFORK);
+  return own;
 }
 
 int team_enter(struct team *t) {
@@ -117,6 +120,10 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   else
     board_make(&t->view, t->base, slots);
   return err;
+}
+
+void team_part(void *area, size_t len) {
+  mmap(area, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
 /* A process that the owner forked has the board only: the rest of the addresses are not ours. */

@@ -91,6 +91,9 @@ void team_close(struct team *t);
 int team_enter(struct team *t);
 struct slice *team_enter_slice(const struct team *t, unsigned w);
 unsigned char *team_enter_spill(const struct team *t, unsigned w);
+/* In a process that a worker forked: memory of its own in place of so much of a slice or a spill
+   area, so that nobody else reads what it writes there. */
+void team_part(void *area, size_t len);
 
 /* spare.c: an idle copy of the owner, from which workers are made. */
 _Noreturn void spare_serve(struct team *t);

@@ -116,6 +116,38 @@ describe("an item that does damage and goes on", function()
     assert.same({ "done\n", "", 0 }, { result.out, result.err, result.status })
   end)
 
+  -- The copy returns when its original's result lies in the ring, and the owner looks at it later.
+  it("may fork: what the copy returns never gets into what its original has said", function()
+    for _, size in ipairs { 5, 100, 5000, 2000000 } do -- in a known place, and where more is needed
+      local path <const> = helper.tmp() .. "/"
+      local pool <close> = plua.pool { workers = 1 }
+      local function there(name)
+        local file <close> = io.open(path .. name)
+        return file ~= nil
+      end
+      local function until_there(name)
+        local ends <const> = kit.now() + 10
+        repeat kit.csleep(0.001) until there(name) or kit.now() > ends
+        assert(there(name), name .. " does not come")
+      end
+      local forks <const> = pool:apply_async(function()
+        local copy <const> = kit.fork() == 0
+        if copy then until_there("said") end
+        return (copy and "wrong" or "right"):rep(size // 5)
+      end)
+      local waits <const> = pool:apply_async(function()
+        helper.write(path .. "said", "")
+        local copies <const> = kit.waitall()
+        helper.write(path .. "ended", "")
+        return #copies, copies[1][2]
+      end)
+      until_there("ended")
+      local copies <const>, status <const> = waits:get()
+      assert.same({ 1, 0 }, { copies, status })
+      assert.equal(("right"):rep(size // 5), forks:get())
+    end
+  end)
+
   it("may fork in init and finish too: the copies run nothing and say nothing", function()
     local path <const> = helper.tmp() .. "/runs"
     for _ = 1, 10 do
