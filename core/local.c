@@ -171,6 +171,11 @@ static int peer_begin(struct local *l, unsigned w) {
   return 0;
 }
 
+/* What the spare has seen is not to be had again: a want that passes is no reason to give it up. */
+static bool is_useless(pid_t answer) {
+  return answer <= 0 && answer != -EAGAIN && answer != -ENOMEM;
+}
+
 /* How many workers the spare has made, the first ones; or a negative code. 0: it is of no use, and
    is gone. What it makes behind one that cannot be watched is ended. */
 static int start_by_spare(struct local *l, struct spare_run run) {
@@ -180,10 +185,11 @@ static int start_by_spare(struct local *l, struct spare_run run) {
   for (unsigned i = 0; i < run.n; i++) {
     struct proc *p = &l->peer[run.first + i].proc;
     pid_t pid = spare_made(&l->team, &l->spare, run, i);
-    if (pid <= 0) {
+    if (is_useless(pid)) {
       spare_drop(l);
       pid = spare_made(&l->team, &l->spare, run, i); /* it may have made one after all */
     }
+    if (pid < 0 && l->spare.pid && !err) err = pid;
     if (pid <= 0) break;
     int failed = proc_adopt(p, pid);
     if (!failed && err) discard(p);
@@ -218,11 +224,12 @@ static int local_start(struct link *link, int number, unsigned n) {
   if (number < 0 || !n || run.first + run.n > l->team.cap) return PLUA_EARG;
   for (unsigned i = 0; i < run.n; i++)
     if (l->peer[run.first + i].state != P_NONE) IMPOSSIBLE("worker started twice");
-  if (!l->alone && proc_threads() > 1) return PLUA_ETHREADS;
+  int r = l->spare.pid ? start_by_spare(l, run) : 0;
+  if (!r && !l->alone && proc_threads() > 1) r = PLUA_ETHREADS; /* the spare has none */
+  if (r) return r;
   if (!l->alone) heap_sort();
   l->alone = true;
-  int r = 0;
-  if ((l->team.flags & PLUA_SPARE) && !l->spare.pid && !l->lives) r = spare_make(l);
+  if ((l->team.flags & PLUA_SPARE) && !l->lives) r = spare_make(l);
   if (!r && l->spare.pid) r = start_by_spare(l, run);
   return r ? r : start_by_fork(l, run.first);
 }

@@ -107,5 +107,5 @@ pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run,
     futex_wait(&b->spare_said[i], said, 10);
   }
   pid_t pid = atomic_load(&b->spare_pid[i]); /* nobody vouches for it */
-  return pid > 0 && proc_is_child(pid) ? pid : -ESRCH;
+  return pid > 0 && proc_is_child(pid) ? pid : 0;
 }

@@ -103,8 +103,8 @@ struct spare_run {
 };
 /* Owner: has the spare make workers, in that order. */
 void spare_ask(struct team *t, struct spare_run run);
-/* Owner: waits for the i-th of those: its pid, or a negative code: then no other is made behind it,
-   unless the spare lives and goes on. */
+/* Owner: waits for the i-th of those: its pid; a negated errno: it could not be made, and none is
+   behind it; 0: the spare is dead or stopped, or might as well be. */
 pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run, unsigned i);
 
 /* serve.c: does what all workers have in common, in a process that the owner has forked and that

@@ -72,3 +72,26 @@ describe("a pool that has grown as far as it can", function()
     assert.same({ "256\t256\t256\n", "" }, { r.out, r.err })
   end)
 end)
+
+describe("a pool whose script has started a thread since", function()
+  helper.guard()
+
+  it("has workers that die replaced, as long as the spare lives", function()
+    local r <const> = helper.run(helper.plua .. " " .. helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      string.seen = "then"
+      local pool <close> = plua.pool { workers = 2, retries = 1 }
+      string.seen = "now"
+      kit.thread()
+      for round = 1, 5 do
+        local r = pool:map(function(i)
+          local plua, kit = require "plua", require "crashkit"
+          if plua.worker().attempt == 1 then kit.raise(9) end
+          return require "string".seen
+        end, { 1, 2, 3 })
+        for i = 1, 3 do assert(r[i] == "then", r[i]) end
+      end
+      print(pool:stats().started)]])
+    assert.same({ "17\n", "" }, { r.out, r.err })
+  end)
+end)
