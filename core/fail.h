@@ -32,6 +32,7 @@
   X(W_WAKE, "w.wake", 0, "it rings the owner's bell")                                        \
   X(W_END, "w.end", 0, "the batch is done; a frame says so")                                 \
   X(W_IDLE, "w.idle", 0, "there is nothing to take: it sleeps")                              \
+  X(W_WOKEN, "w.woken", 0, "it has slept, and looks again")                                  \
   X(W_LEAVE, "w.leave", 0, "it leaves in peace: finish runs")                                \
   X(W_BYE, "w.bye", 0, "it has said all, and exits")                                         \
   X(S_BOOT, "s.boot", 0, "the spare makes itself at home")                                   \

@@ -237,7 +237,8 @@ static int tell_death(struct local *l, struct peer *p, struct link_event *e) {
   if (p->signal == SIGKILL && !p->killed && oom_took(&l->oom)) e->code = PLUA_EOOM;
   words_take(l, p, e);
   forget_peer(l, p);
-  if (p->broken || p->signal || p->status) local_heal(l, p->broken);
+  /* It may have spoilt the board, or been the one that was woken for what lies ready. */
+  if (l->ready || p->broken || p->signal || p->status) local_heal(l, p->broken);
   return 1;
 }
 

@@ -425,6 +425,7 @@ static bool idle(struct server *s, uint32_t bell) {
   doorbell(s);
   FAIL_POINT(W_IDLE);
   board_sleep(&s->view, bell, IDLE_MS, &s->slice->sleeping);
+  FAIL_POINT(W_WOKEN);
   return true;
 }
 

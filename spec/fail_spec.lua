@@ -203,6 +203,15 @@ local function of(who)
   return list
 end
 
+--- Whether none of our children runs.
+local function all_sleep()
+  for _, pid in ipairs(helper.children()) do
+    local stat <const> = helper.read("/proc/" .. pid .. "/stat") or ""
+    if not stat:find "%) S" then return false end
+  end
+  return true
+end
+
 local DEATHS <const> = { "kill", "segv", "abort", "exit0", "exit1" }
 
 describe("PLUA_FAIL", function()
@@ -327,6 +336,69 @@ describe("a step that fails", function()
       end)
     end
   end
+end)
+
+describe("workers that die as they wake", function()
+  helper.guard()
+
+  -- Two of twelve are left, whom nobody else wakes; and no new ones can be forked.
+  it("delay no call, though others sleep and none can take their place", function()
+    local fails <const> = {}
+    for nth = 13, 24 do fails[#fails + 1] = ("s.fork:%d:errno=11"):format(nth) end
+    for _, death in ipairs { "kill", "exit0" } do
+      local took <const> = {}
+      for round = 1, 9 do
+        kit.setenv("PLUA_FAIL", table.concat(fails, ","))
+        local pool <close> = plua.pool { workers = 12 }
+        kit.setenv("PLUA_FAIL")
+        pool:map(function(i) -- each gets one; who slept first is woken first
+          if i <= 10 then kit.setenv("PLUA_FAIL", "w.woken:*:" .. death) end
+          kit.csleep(0.02)
+        end, plua.range(1, 12), { chunksize = 1 })
+        assert(helper.wait(all_sleep), "they do not rest")
+        local start <const> = kit.now()
+        right(1, pool:apply(function() return 2 end))
+        took[round] = kit.now() - start
+      end
+      table.sort(took)
+      assert(took[5] < 0.25, ("%s: half of the calls took %g s or more"):format(death, took[5]))
+    end
+  end)
+end)
+
+describe("the spare", function()
+  helper.guard()
+
+  it("is kept when it cannot fork, since it alone has seen the state of then", function()
+    local script <const> = helper.script [[
+      local plua = require "plua"
+      string.seen = "then"
+      local pool <close> = plua.pool { workers = 2, retries = 9 }
+      pool:map(function() end, plua.range(1, 2))
+      string.seen = "now"
+      local told, seen = 0, nil
+      for round = 1, 20 do
+        local fine, r = pcall(pool.map, pool, function(i)
+          local plua, kit = require "plua", require "crashkit"
+          if plua.worker().attempt == 1 then kit.raise(9) end
+          return require "string".seen
+        end, plua.range(1, 4))
+        if not fine then told = told + 1 end
+        for i = 1, fine and 4 or 0 do assert(r[i] == "then", r[i]) end
+      end
+      print(told)
+    ]]
+    for errno, why in pairs { [11] = "Resource temporarily unavailable",
+      [12] = "Cannot allocate memory" } do
+      local fails <const> = {}
+      for nth = 3, 15 do fails[#fails + 1] = ("s.fork:%d:errno=%d"):format(nth, errno) end
+      local r <const> = helper.run(helper.plua .. " " .. script,
+        { env = { PLUA_FAIL = table.concat(fails, ",") } })
+      all_gone(fails[1])
+      assert(r.status == 0 and math.tointeger(tonumber(r.out)), r.err)
+      assert(r.err == "" or r.err:find(why, 1, true), r.err)
+    end
+  end)
 end)
 
 describe("an owner that dies", function()
