@@ -60,6 +60,7 @@ static int local_post(struct link *link, unsigned i, const struct link_batch *b)
 static void local_flush(struct link *link) {
   struct local *l = self(link);
   l->alone = false;
+  l->moved = true;
   FAIL_POINT(P_BELL);
   if (l->fresh) board_call(&l->team.view, l->fresh);
   l->fresh = 0;
@@ -136,6 +137,7 @@ static void spare_drop(struct local *l) {
 static int spare_make(struct local *l) {
   int r = proc_fork(&l->spare);
   if (r == 0) spare_serve(&l->team);
+  l->moved = false;
   return r < 0 ? r : 0;
 }
 
@@ -171,9 +173,11 @@ static int peer_begin(struct local *l, unsigned w) {
   return 0;
 }
 
-/* What the spare has seen is not to be had again: a want that passes is no reason to give it up. */
-static bool is_useless(pid_t answer) {
-  return answer <= 0 && answer != -EAGAIN && answer != -ENOMEM;
+/* A want of resources passes, and what the spare has seen is not to be had again; but as long as it
+   is, and no worker lives, one is worth more than a spare. */
+static bool is_useless(const struct local *l, pid_t answer) {
+  if (answer != -EAGAIN && answer != -ENOMEM) return answer <= 0;
+  return !l->moved && !l->lives;
 }
 
 /* How many workers the spare has made, the first ones; or a negative code. 0: it is of no use, and
@@ -185,7 +189,7 @@ static int start_by_spare(struct local *l, struct spare_run run) {
   for (unsigned i = 0; i < run.n; i++) {
     struct proc *p = &l->peer[run.first + i].proc;
     pid_t pid = spare_made(&l->team, &l->spare, run, i);
-    if (is_useless(pid)) {
+    if (is_useless(l, pid)) {
       spare_drop(l);
       pid = spare_made(&l->team, &l->spare, run, i); /* it may have made one after all */
     }

@@ -69,6 +69,7 @@ struct local {
   bool lent_spill;
   bool closed;        /* what the board should say */
   bool alone;         /* this process had no other thread, and nobody else's code ran since */
+  bool moved;         /* somebody else's code ran since the spare was made */
   int64_t garbage_ns; /* when the board was found spoilt; 0: it is not */
   int64_t healthy_ns; /* when the board was last found sane */
   char *words;        /* the last ones of the worker whose death was told; CAPTURE_TAIL bytes */

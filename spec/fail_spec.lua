@@ -369,6 +369,21 @@ end)
 describe("the spare", function()
   helper.guard()
 
+  it("is given up when it cannot make the first worker", function()
+    for _, errno in ipairs { 1, 11, 12 } do
+      local r <const> = helper.run(helper.plua .. " " .. helper.script [[
+        local plua = require "plua"
+        for i, r in plua.imap(function(i) return -i end, plua.range(1, 50), { workers = 2 }) do
+          assert(r == -i)
+        end
+        local pool <close> = plua.pool { workers = 2 }
+        for i = 1, 50 do assert(pool:apply(math.abs, -i) == i) end
+        print(pool:stats().alive)]], { env = { PLUA_FAIL = "s.fork:*:errno=" .. errno } })
+      all_gone("s.fork")
+      assert.same({ "2\n", "" }, { r.out, r.err })
+    end
+  end)
+
   it("is kept when it cannot fork, since it alone has seen the state of then", function()
     local script <const> = helper.script [[
       local plua = require "plua"
