@@ -165,17 +165,27 @@ static int enter_region(struct codec_map *m, void **heap, uintptr_t number) {
   return 0;
 }
 
+static uintptr_t number_of(uintptr_t n) {
+  return (n >> REGION_BITS) + 1;
+}
+static uint32_t *entry_of(const struct codec_map_region *region, uintptr_t n) {
+  return &region->leaf[n >> ENTRY_BITS & (LEAF - 1)];
+}
+static uint32_t entry_made(uintptr_t n, size_t at) {
+  return (uint32_t)(at + 1) << 2 | (uint32_t)(n >> 4 & 3);
+}
+
 static int meet_region(struct codec_map *m, void **heap, const void *p, size_t here, size_t *at) {
-  uintptr_t n = (uintptr_t)p, number = (n >> REGION_BITS) + 1;
+  uintptr_t n = (uintptr_t)p, number = number_of(n);
   if (n & 15) return meet_slot(m, heap, p, here, at);
   if (m->last.number != number && enter_region(m, heap, number) < 0) return -ENOMEM;
-  uint32_t *entry = &m->last.leaf[n >> ENTRY_BITS & (LEAF - 1)], which = (uint32_t)(n >> 4 & 3);
-  if (*entry && (*entry & 3) == which) {
+  uint32_t *entry = entry_of(&m->last, n);
+  if (*entry && (*entry & 3) == (n >> 4 & 3)) {
     *at = (*entry >> 2) - 1;
     return 1;
   }
   if (*entry || here >= entry_max - 1) return meet_slot(m, heap, p, here, at);
-  *entry = (uint32_t)(here + 1) << 2 | which;
+  *entry = entry_made(n, here);
   return 0;
 }
 
@@ -206,6 +216,18 @@ static void forget_leaf(uint32_t *leaf, size_t from) {
     if (leaf[i] && (leaf[i] >> 2) - 1 >= from) leaf[i] = 0;
 }
 
+/* Whether an entry that has become free takes the address in, which lies in a slot for want of it:
+   where an entry is free, no slot is looked at. */
+static int goes_home(struct codec_map *m, const struct codec_map_slot *slot) {
+  uintptr_t n = (uintptr_t)slot->p;
+  if (!n || n & 15 || slot->at >= entry_max - 1) return 0;
+  struct codec_map_region *region = region_of(m->regions, m->region_mask, number_of(n));
+  uint32_t *entry = entry_of(region, n);
+  if (*entry) return 0;
+  *entry = entry_made(n, slot->at);
+  return 1;
+}
+
 void codec_map_forget(struct codec_map *m, size_t from) {
   for (size_t i = 0; i <= m->mask;) {
     if (m->slots[i].p && m->slots[i].at >= from)
@@ -213,6 +235,13 @@ void codec_map_forget(struct codec_map *m, size_t from) {
     else
       i++;
   }
-  for (size_t i = 0; m->regions && i <= m->region_mask; i++)
+  if (!m->regions) return;
+  for (size_t i = 0; i <= m->region_mask; i++)
     if (m->regions[i].number) forget_leaf(m->regions[i].leaf, from);
+  for (size_t i = 0; i <= m->mask;) {
+    if (goes_home(m, &m->slots[i]))
+      take_out(m, i);
+    else
+      i++;
+  }
 }

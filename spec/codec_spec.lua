@@ -433,6 +433,40 @@ describe("codec: strings", function()
   end)
 end)
 
+describe("codec: the map of addresses", function()
+  local seed <const> = tonumber(os.getenv("PLUA_SEED")) or os.time()
+  local BASE <const> = 0x7f0000000000
+
+  -- What the codec meets: blocks of malloc's in a few places, and now and then anything.
+  local function address(spread)
+    local kind <const> = math.random(8)
+    if kind == 1 then return BASE + math.random(spread * 64) end
+    if kind == 2 then return math.random(0) >> 16 | 1 << 40 end
+    return BASE + math.random(spread) * (kind == 3 and 16 or 48)
+  end
+
+  it("knows each by the offset where it was met first (seed " .. seed .. ")", function()
+    math.randomseed(seed)
+    for round = 1, 120 do
+      local map <const>, met <const> = codec.map(), {}
+      local spread <const>, n <const> = 4 ^ math.random(2, 8) // 1 | 0, 4 ^ math.random(1, 6) // 1
+      local here = math.random(3) == 1 and (1 << 30) - n // 2 | 0 or 0
+      for _ = 1, n do
+        local p <const> = address(spread)
+        if codec.meet(map, p, here) ~= met[p] then error(("%d: %x at %d"):format(round, p, here)) end
+        met[p] = met[p] or here
+        here = here + 1
+        if math.random(300) == 1 then -- as of a global that cannot cross
+          local from <const> = here - math.random(n // 2)
+          codec.forget(map, from < 0 and 0 or from)
+          for k, at in next, met do if at >= from then met[k] = nil end end
+        end
+      end
+      for p, at in next, met do assert(codec.meet(map, p, here) == at) end
+    end
+  end)
+end)
+
 describe("codec: memory that is not laid out as Lua's", function()
   it("is not taken for a table of Lua's", function()
     assert.is_true(codec.fits "nothing")

@@ -8,6 +8,8 @@
                        ends before byte 'at'; those of them that this state has
      fits(thing) -> whether memory is taken for Lua's that is as Lua's but for one thing
      keeps(thing)                          the same of its table of strings
+     map() -> an empty map of addresses
+     meet(map, address, offset) -> where it was met, if it was;  forget(map, from)
      register(name, metatable)
      limit(bytes)                          encode has room for no more; nil: no limit
      userdata(n, metatable) -> a full userdata that holds n;  number(userdata) -> n
@@ -23,6 +25,7 @@
 #include "codec.h"
 #include "codec_ahead.h"
 #include "codec_peek.h"
+#include "codec_state.h"
 #include "plua.h"
 
 struct box {
@@ -213,6 +216,45 @@ static int keeps(lua_State *L) {
   return 1;
 }
 
+struct test_map {
+  struct codec_map map;
+  void *heap;
+};
+
+static int map_gc(lua_State *L) {
+  struct test_map *m = lua_touserdata(L, 1);
+  codec_map_free(&m->heap);
+  return 0;
+}
+
+static int new_map(lua_State *L) {
+  struct test_map *m = lua_newuserdatauv(L, sizeof *m, 0);
+  memset(m, 0, sizeof *m);
+  codec_map_clear(&m->map, &m->heap);
+  if (luaL_newmetatable(L, "codectest.map")) {
+    lua_pushcfunction(L, map_gc);
+    lua_setfield(L, -2, "__gc");
+  }
+  lua_setmetatable(L, -2);
+  return 1;
+}
+
+static int meet(lua_State *L) {
+  struct test_map *m = luaL_checkudata(L, 1, "codectest.map");
+  const void *p = (const void *)(uintptr_t)luaL_checkinteger(L, 2);
+  size_t at = 0;
+  int met = codec_map_meet(&m->map, &m->heap, p, (size_t)luaL_checkinteger(L, 3), &at);
+  if (met < 0) return luaL_error(L, "not enough memory");
+  if (met) lua_pushinteger(L, (lua_Integer)at);
+  return met;
+}
+
+static int forget(lua_State *L) {
+  struct test_map *m = luaL_checkudata(L, 1, "codectest.map");
+  codec_map_forget(&m->map, (size_t)luaL_checkinteger(L, 2));
+  return 0;
+}
+
 static int register_name(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -267,6 +309,9 @@ int luaopen_codectest(lua_State *L) {
                                        {"ahead", ahead},
                                        {"fits", fits},
                                        {"keeps", keeps},
+                                       {"map", new_map},
+                                       {"meet", meet},
+                                       {"forget", forget},
                                        {"limit", set_limit},
                                        {"register", register_name},
                                        {"userdata", new_userdata},
