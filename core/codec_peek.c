@@ -2,14 +2,16 @@
    SPDX-License-Identifier: MIT */
 #include "codec_peek.h"
 
+enum { ITEMS = 8, FILLED = 5 };
 static const lua_Integer sample = INT64_C(0x123456789abcdef);
 
 static int array_fits(const struct peek_table *t) {
-  if (t->limit != 5 || t->log_nodes != 0 || !t->array || !t->node) return 0;
+  if (t->limit != FILLED || t->log_nodes != 0 || !t->array || !t->node) return 0;
   const struct peek_value *v = t->array;
-  return codec_peek_items(t) == 5 && v[0].tag == PEEK_FLOAT && v[0].value.number == 0.1 &&
+  return codec_peek_items(t) == ITEMS && v[0].tag == PEEK_FLOAT && v[0].value.number == 0.1 &&
          v[1].tag == PEEK_INTEGER && v[1].value.integer == sample && v[2].tag == PEEK_TRUE &&
-         v[3].tag == PEEK_FALSE && (v[4].tag == PEEK_NIL || v[4].tag == PEEK_EMPTY);
+         v[3].tag == PEEK_FALSE && v[4].tag == PEEK_TRUE &&
+         (v[FILLED].tag == PEEK_NIL || v[FILLED].tag == PEEK_EMPTY);
 }
 
 int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len) {
@@ -32,25 +34,32 @@ static int thread_fits(lua_State *L) {
   return there;
 }
 
-int codec_peek_fits(lua_State *L) {
-  size_t len;
-  if (lua_version(L) != LUA_VERSION_NUM || sizeof(struct peek_value) != 16) return 0;
-  lua_createtable(L, 5, 1);
+/* stack: a table. Fills it, pushes the key and answers where its bytes lie. */
+static const char *fill(lua_State *L, size_t *len) {
   lua_pushnumber(L, 0.1);
   lua_rawseti(L, -2, 1);
   lua_pushinteger(L, sample);
   lua_rawseti(L, -2, 2);
-  for (int i = 3; i <= 4; i++) {
-    lua_pushboolean(L, i == 3);
+  for (int i = 3; i <= FILLED; i++) {
+    lua_pushboolean(L, i != 4);
     lua_rawseti(L, -2, i);
   }
   lua_pushliteral(L, "key");
-  const char *key = lua_tolstring(L, -1, &len);
   lua_pushvalue(L, -1);
   lua_pushboolean(L, 1);
   lua_rawset(L, -4); /* stack: table, key */
-  const struct peek_table *t = codec_peek(L, -2);
-  int fits = codec_peek_table_fits(t, key, len) && thread_fits(L);
+  return lua_tolstring(L, -1, len);
+}
+
+int codec_peek_fits(lua_State *L) {
+  size_t len;
+  if (lua_version(L) != LUA_VERSION_NUM || sizeof(struct peek_value) != 16) return 0;
+  lua_createtable(L, ITEMS, 1);
+  const struct peek_table *t = codec_peek(L, -1);
+  int exact = t->limit == ITEMS && !(t->flags & PEEK_HINT);
+  const char *key = fill(L, &len);
+  lua_rawlen(L, -2); /* where this finds the end becomes the limit */
+  int fits = exact && codec_peek_table_fits(t, key, len) && thread_fits(L);
   lua_pop(L, 2);
   return fits;
 }

@@ -48,6 +48,7 @@ struct peek_node {
   union peek_any key;
 };
 
+enum { PEEK_HINT = 0x80 }; /* a flag: the limit is not the size */
 struct peek_table {
   void *next;
   unsigned char type, marked, flags, log_nodes;
@@ -75,15 +76,14 @@ static inline struct peek_value *codec_peek_top(lua_State *L) {
 }
 
 /* Whether t is seen to hold what codec_peek_fits has put into it: 0.1, 0x123456789abcdef, true,
-   false and room for one value more, and true under a short string of 'len' bytes that lie at
-   'key'. */
+   false, true and room for three values more, and true under a short string of 'len' bytes that lie
+   at 'key'. */
 int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len);
 
 /* Entries of the array part: where the limit does not tell them, they are a power of two. */
 static inline uint32_t codec_peek_items(const struct peek_table *t) {
-  enum { LIMIT_IS_A_HINT = 0x80 };
   uint32_t n = t->limit;
-  if (!(t->flags & LIMIT_IS_A_HINT) || !(n & (n - 1))) return n;
+  if (!(t->flags & PEEK_HINT) || !(n & (n - 1))) return n;
   return UINT32_C(1) << (32 - __builtin_clz(n));
 }
 

@@ -316,7 +316,7 @@ static int load_saved(struct codec_reader *r, struct read_frame *f) {
                     lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message");
     return PLUA_ECODEC;
   }
-  if (shared && !lua_isnil(L, -1)) codec_remember(r, shared);
+  if (shared) codec_remember(r, shared);
   r->depth--;
   return 0;
 }

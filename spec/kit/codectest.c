@@ -8,6 +8,7 @@
                        ends before byte 'at'; those of them that this state has
      fits(thing) -> whether memory is taken for Lua's that is as Lua's but for one thing
      keeps(thing)                          the same of its table of strings
+     look(yes)                             whether this state's memory is looked into from now on
      map() -> an empty map of addresses
      meet(map, address, offset) -> where it was met, if it was;  forget(map, from)
      register(name, metatable)
@@ -26,6 +27,7 @@
 #include "codec_ahead.h"
 #include "codec_peek.h"
 #include "codec_state.h"
+#include "codec_write.h"
 #include "plua.h"
 
 struct box {
@@ -164,30 +166,30 @@ static struct peek_string *push_kept(lua_State *L, uint32_t hash) {
 
 static int fits(lua_State *L) {
   static const char *const things[] = {
-    "nothing", "limit", "nodes", "array", "node",  "flags",  "float", "number", "int", "integer",
-    "nil",     "empty", "value", "key",   "bytes", "length", "true",  "false",  NULL};
+    "nothing", "limit", "nodes", "array", "node",  "flags",  "float", "number", "int",   "integer",
+    "nil",     "empty", "value", "key",   "bytes", "length", "true",  "false",  "fifth", NULL};
   struct peek_string *s = push_kept(L, 0);
-  struct peek_value array[] = {{{.number = 0.1}, PEEK_FLOAT},
-                               {{.integer = INT64_C(0x123456789abcdef)}, PEEK_INTEGER},
-                               {{.integer = 0}, PEEK_TRUE},
-                               {{.integer = 0}, PEEK_FALSE},
-                               {{.integer = 0}, PEEK_EMPTY}};
+  struct peek_value array[] = {
+    {{.number = 0.1}, PEEK_FLOAT}, {{.integer = INT64_C(0x123456789abcdef)}, PEEK_INTEGER},
+    {{.integer = 0}, PEEK_TRUE},   {{.integer = 0}, PEEK_FALSE},
+    {{.integer = 0}, PEEK_TRUE},   {{.integer = 0}, PEEK_EMPTY}};
   struct peek_node node = {.tag = PEEK_TRUE, .key_tag = PEEK_STRING, .key.pointer = s};
-  struct peek_table t = {.limit = 5, .array = array, .node = &node};
+  struct peek_table t = {.limit = 5, .flags = PEEK_HINT, .array = array, .node = &node};
   const char *bytes = s->bytes;
   int thing = luaL_checkoption(L, 1, NULL, things);
   t.limit += thing == 1;
   t.log_nodes += thing == 2;
   if (thing == 3) t.array = NULL;
   if (thing == 4) t.node = NULL;
-  if (thing == 5) t.flags = 0x80;
+  if (thing == 5) t.flags = 0;
   array[0].tag = thing == 6 ? PEEK_INTEGER : PEEK_FLOAT;
   array[0].value.number += thing == 7;
   array[1].tag = thing == 8 ? PEEK_FLOAT : PEEK_INTEGER;
   array[1].value.integer += thing == 9;
   array[2].tag = thing == 16 ? PEEK_FALSE : PEEK_TRUE;
   array[3].tag = thing == 17 ? PEEK_TRUE : PEEK_FALSE;
-  array[4].tag = thing == 10 ? PEEK_NIL : thing == 11 ? PEEK_TRUE : PEEK_EMPTY;
+  array[4].tag = thing == 18 ? PEEK_FALSE : PEEK_TRUE;
+  array[5].tag = thing == 10 ? PEEK_NIL : thing == 11 ? PEEK_TRUE : PEEK_EMPTY;
   node.tag = thing == 12 ? PEEK_FALSE : PEEK_TRUE;
   node.key_tag = thing == 13 ? PEEK_INTEGER : PEEK_STRING;
   bytes += thing == 14;
@@ -214,6 +216,21 @@ static int keeps(lua_State *L) {
   s->hash += thing == 7;
   lua_pushboolean(L, codec_ahead_keeps(&t, HASH, bytes, LEN + (thing == 6)));
   return 1;
+}
+
+static void set_look(lua_State *L, enum codec_key key, size_t size, int yes) {
+  struct codec_room *room = codec_room_take(L, key, size);
+  room->peek = yes && codec_peek_fits(L);
+  room->strings = yes ? codec_ahead_find(L) : NULL;
+  codec_room_give(room);
+  lua_pop(L, 1);
+}
+
+static int look(lua_State *L) {
+  int yes = lua_toboolean(L, 1);
+  set_look(L, KEY_READER, sizeof(struct codec_room), yes);
+  set_look(L, KEY_WRITER, sizeof(struct write_room), yes);
+  return 0;
 }
 
 struct test_map {
@@ -309,6 +326,7 @@ int luaopen_codectest(lua_State *L) {
                                        {"ahead", ahead},
                                        {"fits", fits},
                                        {"keeps", keeps},
+                                       {"look", look},
                                        {"map", new_map},
                                        {"meet", meet},
                                        {"forget", forget},
@@ -323,11 +341,14 @@ int luaopen_codectest(lua_State *L) {
   codec_open(L);
   luaL_newlib(L, functions);
 #ifdef PLUA_SMALL
-  lua_pushboolean(L, 0);
+  const int looks = 0;
 #else
-  lua_pushboolean(L, 1);
+  const int looks = 1;
 #endif
-  lua_setfield(L, -2, "LOOKS"); /* into Lua's memory */
+  lua_pushboolean(L, looks && LUA_VERSION_RELEASE[0] != '0');
+  lua_setfield(L, -2, "LOOKS"); /* into tables: those of 5.4.0 are laid out otherwise */
+  lua_pushboolean(L, looks);
+  lua_setfield(L, -2, "AHEAD"); /* for strings */
   lua_pushinteger(L, PLUA_ECODEC);
   lua_setfield(L, -2, "ECODEC");
   lua_pushinteger(L, PLUA_EFORMAT);
