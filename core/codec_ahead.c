@@ -1,8 +1,9 @@
 /* codec_ahead.c: finds Lua's table of strings, and strings in the bytes of a message.
-   Knows how Lua 5.4 lays out what the threads of a state share, and uses that only where a string
-   has been found by it in this state; elsewhere, and in the test build with tiny limits, nothing is
-   looked for. Reads; writes nothing but its own notes. Believes no byte of the message: they are
-   fetched again when they are due, and may be others then. SPDX-License-Identifier: MIT */
+   Knows how Lua 5.4 lays out what the threads of a state share, and uses that only where values lie
+   as codec_peek.h has them and a string has been found by it in this state; elsewhere, and in the
+   test build with tiny limits, nothing is looked for. Reads; writes nothing but its own notes.
+   Believes no byte of the message: they are fetched again when they are due, and may be others
+   then. SPDX-License-Identifier: MIT */
 #include "codec_ahead.h"
 
 #include <stddef.h>
@@ -59,7 +60,7 @@ static const struct ahead_state *find_state(lua_State *L) {
 
 const struct ahead_strings *codec_ahead_find(lua_State *L) {
   size_t len;
-  const struct ahead_state *g = find_state(L);
+  const struct ahead_state *g = codec_peek_fits(L) ? find_state(L) : NULL;
   if (!g) return NULL;
   lua_pushliteral(L, "a string to look for");
   const char *s = lua_tolstring(L, -1, &len);

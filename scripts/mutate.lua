@@ -22,7 +22,7 @@ local PROOFS <const> = {
     run = { "%s/sched_edges memory", "%s/sched_explore 5", "env SEED=1 %s/sched_random 30" } },
   ring = { host = { "ring_edges", "ring_threads", "stepkill" },
     run = { "%s/ring_edges", "env SEED=1 %s/ring_threads 20000", "%s/stepkill 7" } },
-  codec = { kit = { "codectest" }, run = { "@codec_spec.lua" } },
+  codec = { kit = { "codectest" }, run = { "@codec_spec.lua", "@codec_gc_spec.lua" } },
 }
 local LIMIT <const> = 60 -- seconds for each command
 local JOBS <const> = 2 -- mutants that are tried at the same time
@@ -111,7 +111,7 @@ local function command_of(text, place)
   if not spec then return ("timeout -k 2 %d " .. text):format(LIMIT, place) end
   -- As under a sanitizer: fewer rounds of what is tried at random.
   return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d"
-    .. " lua5.4 %s/busted.lua -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir, spec)
+    .. " lua5.4 %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir, spec)
 end
 
 -- Begins to try a file with this text; 'place' is a directory that nothing else uses meanwhile.

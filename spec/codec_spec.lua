@@ -397,7 +397,7 @@ describe("codec: strings", function()
   local function list(first, last) return table.move(crowd, first, last, 1, {}) end
 
   --- Those that are looked for where looking is possible.
-  local function seen(strings) return codec.AHEAD and strings or {} end
+  local function seen(strings) return codec.LOOKS and strings or {} end
 
   it("come back in a state that has many", function()
     same(crowd, cross(crowd))
@@ -452,7 +452,7 @@ describe("codec: strings", function()
   it("are not looked for beyond the end, nor where there is no message", function()
     local message <const> = codec.encode { crowd[1], 1.5, { 1, 2 }, ("x"):rep(200), crowd[2] }
     for n = 0, #message - 1 do
-      assert.equal(codec.AHEAD and n >= 18 and 1 or 0, #codec.ahead(message:sub(1, n), 1))
+      assert.equal(codec.LOOKS and n >= 18 and 1 or 0, #codec.ahead(message:sub(1, n), 1))
     end
     for _ = 1, 5000 do
       local bytes <const> = {}

@@ -341,14 +341,11 @@ int luaopen_codectest(lua_State *L) {
   codec_open(L);
   luaL_newlib(L, functions);
 #ifdef PLUA_SMALL
-  const int looks = 0;
+  lua_pushboolean(L, 0);
 #else
-  const int looks = 1;
+  lua_pushboolean(L, LUA_VERSION_RELEASE[0] != '0'); /* 5.4.0 has tables of another kind */
 #endif
-  lua_pushboolean(L, looks && LUA_VERSION_RELEASE[0] != '0');
-  lua_setfield(L, -2, "LOOKS"); /* into tables: those of 5.4.0 are laid out otherwise */
-  lua_pushboolean(L, looks);
-  lua_setfield(L, -2, "AHEAD"); /* for strings */
+  lua_setfield(L, -2, "LOOKS"); /* into Lua's memory */
   lua_pushinteger(L, PLUA_ECODEC);
   lua_setfield(L, -2, "ECODEC");
   lua_pushinteger(L, PLUA_EFORMAT);
