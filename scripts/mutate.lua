@@ -110,8 +110,9 @@ local function command_of(text, place)
   local spec <const> = text:match("^@(.*)")
   if not spec then return ("timeout -k 2 %d " .. text):format(LIMIT, place) end
   -- As under a sanitizer: fewer rounds of what is tried at random.
-  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d"
-    .. " lua5.4 %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir, spec)
+  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d lua5.4"
+    .. " %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir,
+    spec)
 end
 
 -- Begins to try a file with this text; 'place' is a directory that nothing else uses meanwhile.
