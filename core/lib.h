@@ -165,6 +165,8 @@ bool job_ready(const struct job *job);
 /* handle:job(spec) -> job: see lib_job.c. job_make is for who has entered the handle. */
 int job_new(struct lua_State *L);
 int job_make(struct lua_State *L);
+/* What the script has printed comes out before what the items print that it submits. */
+void job_print_first(void);
 /* Encodes what a pool's workers need to know of the job into h->scratch, or raises the refusal.
    stack: handle, spec, ... */
 void job_encode_call(struct lua_State *L, struct handle *h, const struct job *job);

@@ -4,6 +4,8 @@
    SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
 #include <lua.h>
+#include <stdio.h>
+#include <stdio_ext.h>
 #include <string.h>
 
 #include "base.h"
@@ -154,6 +156,10 @@ void job_results_open(lua_State *L, struct job *job, int at) {
   lua_setiuservalue(L, at, J_RESULTS);
 }
 
+void job_print_first(void) {
+  if (__fpending(stdout)) fflush(stdout);
+}
+
 /* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
    chunksize, crash_retries and the like of plua_job, timeout, order; for pools also source, seed,
    f, reduce, range.
@@ -188,6 +194,7 @@ int job_make(lua_State *L) {
     lua_setiuservalue(L, 3, J_FAILED);
   }
   if (!h->once) job_encode_call(L, h, job);
+  job_print_first();
   lua_getiuservalue(L, 1, H_JOBS);
   job_submit(L, h,
              job); /* from here on outcomes may come: nothing below may fail before its entry */

@@ -417,6 +417,7 @@ static int apply_inner(lua_State *L) {
     refuse_argument(L, h, err);
   }
   uint64_t index = job->count;
+  job_print_first();
   put_ended(L, h, job, at, seam_put_end(h));
   h->applied++;
   lua_getiuservalue(L, at, J_RESULTS);

@@ -487,3 +487,27 @@ describe("items that print to a pipe that nobody reads", function()
     assert.equal("true 1246\n", result.err)
   end)
 end)
+
+describe("what the script printed before it submitted", function()
+  helper.guard()
+
+  for name, call in pairs {
+    ["a call of plua"] = "plua.each(print, { 'item' }, { workers = 1 })",
+    ["a call on a pool"] = "pool:each(print, { 'item' })",
+    ["a loop on a pool"] = "for _ in pool:imap(print, { 'item' }) do end",
+    ["apply"] = "pool:apply(print, 'item')",
+    ["apply, not the first"] = "pool:apply(print, 'item')",
+  } do
+    it("comes out before what items print: " .. name, function()
+      local script <const> = helper.script(([[
+        local plua = require "plua"
+        local pool <close> = plua.pool { workers = 1 }
+        if %s then pool:apply(math.abs, 1) end
+        io.write("script ")
+        %s]]):format(name:find("not the first") ~= nil, call))
+      local result <const> = helper.run(helper.plua .. " " .. script)
+      assert.equal("", result.err)
+      assert.equal("script item\n", result.out)
+    end)
+  end
+end)
