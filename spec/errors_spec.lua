@@ -64,10 +64,22 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.is_true(select(2, text:gsub("\n", "")) <= 6)
     end)
 
+    it("shows the begin of a long string, cut between its characters", function()
+      for lead = 0, 3 do
+        local item <const> = ("x"):rep(lead) .. ("\u{65E5}"):rep(40)
+        local text <const> = tostring(caught(plua.map, function() error("no") end, { item }, opts))
+        local shown <const> = text:match('^item 1 %("([^"]+)"%.%.%.%): ')
+        assert.truthy(shown and utf8.len(shown), text)
+        assert.equal(shown, item:sub(1, #shown))
+        assert.is_true(#shown > 56)
+      end
+    end)
+
     it("keeps a table that was raised as its value", function()
       local results <const> = plua.map(function(x) error({ code = x }) end, { 7 }, collect)
       assert.same({ code = 7 }, results[1].value)
       assert.equal("(error object is a table value)", results[1].message)
+      assert.matches("^item 1 %(7%): error object {code = 7} %(raised at ", tostring(results[1]))
       local class <const> = { __tostring = function(e) return "code " .. e.code end }
       plua.register("errors_spec.class", class)
       local raise <const> = function() error(setmetatable({ code = 3 }, class)) end

@@ -241,7 +241,7 @@ describe("futures", function()
     assert.has_error(function() plua.wait({}, { wen = "all" }) end,
       "unknown option 'wen'; the nearest is 'when'")
     assert.has_error(function() plua.as_completed({}, { 1 }) end,
-      "unknown option '1'; the nearest is 'timeout'")
+      "unknown option '1'; known are timeout")
     assert.has_error(function() plua.wait({}, 5) end, "options must be a table, not number")
     assert.has_error(function() plua.wait({}, { when = "never" }) end)
     local pool <close> = plua.pool { workers = 1 }

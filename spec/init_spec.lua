@@ -11,7 +11,7 @@ local function id(x) return x end
 -- What a worker does before its first item -> how the error reads.
 local WAYS <const> = {
   raises = { function() error "no database" end, "^init: spec/init_spec.lua:%d+: no database\n" },
-  ["raises a table"] = { function() error { code = 5 } end, "^init: %(error object is a table" },
+  ["raises a table"] = { function() error { code = 5 } end, "^init: error object {code = 5}" },
   ["is killed by SIGSEGV"] = { function() kit.segv() end,
     "^init: no worker starts: one after the other died before it ran anything, the last was " ..
       "killed by SIGSEGV\n" },

@@ -55,7 +55,8 @@ describe("an option", function()
           message_of(plua.map, print, {}, { [name] = value }))
       end
     end
-    assert.matches("options must be a table, not number", message_of(plua.map, print, {}, 4))
+    assert.matches("options must be a table such as { workers = 2 }, not number",
+      message_of(plua.map, print, {}, 4), 1, true)
   end)
 
   it("of a team is refused on a living pool", function()
@@ -174,6 +175,14 @@ describe("names", function()
       options.names)
     assert.equal("retries", options.nearest("retry", options.names))
     assert.is_nil(options.nearest("x", {}))
+    assert.is_nil(options.nearest("progress", options.names))
+    assert.equal("known are a, b", options.hint("progress", { "a", "b" }))
+    for name, near in pairs {
+      max_workers = "workers", processes = "workers", n_jobs = "workers", initializer = "init",
+      maxtasksperchild = "max_tasks_per_child", errors = "on_error", Timeout = "timeout",
+    } do
+      assert.equal(near, options.nearest(name, options.names), name)
+    end
   end)
 end)
 

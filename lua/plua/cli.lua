@@ -156,7 +156,7 @@ local function unknown_option(word)
   local hint = ""
   if #word > 2 then
     local near <const> = options.nearest((word:gsub("^%-+", ""):gsub("-", "_")), list)
-    hint = ("; the nearest is '--%s'"):format((near:gsub("_", "-")))
+    hint = near and ("; the nearest is '--%s'"):format((near:gsub("_", "-"))) or ""
   end
   return ("unrecognized option '%s'%s (plua --help shows all)"):format(word, hint)
 end

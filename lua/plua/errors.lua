@@ -49,7 +49,9 @@ local HOME <const> = HERE:gsub("errors%.lua$", "")
 local brief
 
 local function brief_string(text)
-  local cut <const> = #text > SHORT and text:sub(1, SHORT) or text
+  local n = math.min(SHORT, #text)
+  while n < #text and n > SHORT - 4 and text:byte(n + 1) & 0xC0 == 0x80 do n = n - 1 end
+  local cut <const> = text:sub(1, n) -- between characters of UTF-8
   local shown <const> = cut:gsub('[%c"\\\127-\255]', function(c)
     if c == '"' or c == "\\" then return "\\" .. c end
     if c == "\n" then return "\\n" end
@@ -392,15 +394,23 @@ local function last_words(output)
     table.concat(lines, "\n", math.max(1, #lines - LINES + 1))
 end
 
+-- A table that was raised has no text of its own: what it holds, in brief.
+local function said_by(err)
+  if type(err.value) ~= "table" or not err.message:find("^%(error object is a table") then
+    return err.message
+  end
+  return "error object " .. brief(err.value, 1)
+end
+
 --- What a person needs: what, which item, where, the worker's traceback.
 function Error.__tostring(err)
   if err.kind == "encode" and not err.attempts then return not_sent(err) end
   local parts = {}
   local subject <const> = not is_whole(err) and which(err)
-  local said, of_result = err.message, 0
+  local said, of_result = said_by(err), 0
   if err.kind == "encode" then said, of_result = said:gsub("^result:? ?", NO_WAY) end
   parts[1] = subject and subject .. ": " .. said or said
-  if err.kind == "init" then parts[1] = "init: " .. err.message end
+  if err.kind == "init" then parts[1] = "init: " .. said end
   local where <const> = err.where
   if where and not err.message:find(where, 1, true) then
     local verb <const> = VERB[err.kind] or "raised"

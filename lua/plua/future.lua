@@ -249,9 +249,8 @@ local function read_options(opts, ...)
   end
   local names <const> = { ... }
   for name in next, opts do
-    local near <const> = options.nearest(name, names)
-    if name ~= near then
-      error(("unknown option '%s'; the nearest is '%s'"):format(tostring(name), near), 3)
+    if name ~= options.nearest(name, names) then
+      error(("unknown option '%s'; %s"):format(tostring(name), options.hint(name, names)), 3)
     end
   end
   return opts

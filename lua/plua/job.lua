@@ -46,9 +46,7 @@ local function unknown_field(job)
       return ("a job has named fields only, not [%s]"):format(tostring(name))
     end
     if not known[name] then
-      local near <const> = options.nearest(name, list)
-      local hint <const> = near and (": the nearest is '%s'"):format(near) or ""
-      return ("a job has no field '%s'%s"):format(name, hint)
+      return ("a job has no field '%s': %s"):format(name, options.hint(name, list))
     end
   end
 end

@@ -139,8 +139,8 @@ local function retries(value)
   local fine <const> = {}
   for kind, n in next, value do
     if not RETRIES[kind] then
-      return nil, ("option 'retries' knows no kind '%s'; the nearest is '%s'"):format(
-        tostring(kind), M.nearest(kind, KINDS))
+      return nil, ("option 'retries' knows no kind '%s'; %s"):format(tostring(kind),
+        M.hint(kind, KINDS))
     end
     fine[kind] = times(n)
     if not fine[kind] then
@@ -170,7 +170,7 @@ local INTEGER <const> = integer(math.mininteger, math.maxinteger)
 
 -- name -> { what turns a value into the option's or nil, what it may be, only for teams }
 local OPTIONS <const> = {
-  workers = { workers, "a whole number, a share like \"50%\", or 0", true },
+  workers = { workers, "a whole number up to 65000, a share like \"50%\", or 0", true },
   chunksize = { chunksize, "a whole number from 1 to 65535, or \"auto\"" },
   retries = { retries, "a whole number, 0 or more, or such numbers by kind: crash, error, " ..
     "timeout, killed, oom" },
@@ -218,21 +218,42 @@ local function shared(a, b)
   return n
 end
 
+-- What other pools call some of these.
+local ELSEWHERE <const> = {
+  processes = "workers", jobs = "workers", n_jobs = "workers", threads = "workers",
+  cores = "workers", errors = "on_error",
+}
+
+-- How far a is from b. Where one begins as the other, they are near.
+local function apart(a, b)
+  local d = distance(a, b)
+  local short, long = a:gsub("_", ""), b:gsub("_", "")
+  if #short > #long then short, long = long, short end
+  if #short > 2 and long:find(short, 1, true) == 1 then d = math.min(d, 1) end
+  return d - shared(a, b) / 256
+end
+
 --- The name of a list that is most like the one given; of several, the one that begins like it.
 ---@param name any
 ---@param list string[]
----@return string? nearest  nil for an empty list
+---@return string? nearest  nil where none is like it
 function M.nearest(name, list)
   local best, least
   local text <const> = tostring(name):lower()
   for _, candidate in ipairs(list) do
-    local d = distance(text, candidate)
-    local begins <const> = candidate:gsub("_", ""):find(text:gsub("_", ""), 1, true) == 1
-    if begins and #text > 2 then d = math.min(d, 1) end
-    d = d - shared(text, candidate) / 256
+    local d <const> = ELSEWHERE[text] == candidate and 0 or apart(text, candidate)
     if not least or d < least then best, least = candidate, d end
   end
-  return best
+  return best and 2 * least <= math.max(#text, #best) and best or nil
+end
+
+--- For the end of a message about an unknown name: the nearest one, or all.
+---@param name any
+---@param list string[]
+---@return string
+function M.hint(name, list)
+  local near <const> = M.nearest(name, list)
+  return near and ("the nearest is '%s'"):format(near) or "known are " .. table.concat(list, ", ")
 end
 
 local function shown(value)
@@ -247,8 +268,7 @@ local function accept(name, value)
       :format(tostring(name))
   end
   if not option then
-    return nil, ("unknown option '%s'; the nearest is '%s'"):format(tostring(name),
-      M.nearest(name, M.names))
+    return nil, ("unknown option '%s'; %s"):format(name, M.hint(name, M.names))
   end
   local fine <const>, why <const> = option[1](value)
   if fine == nil then
@@ -303,7 +323,7 @@ function M.check(given, base, level)
   opts.seeded = nil
   if given == nil then return opts end
   if type(given) ~= "table" then
-    error(("options must be a table, not %s"):format(type(given)), level)
+    error(("options must be a table such as { workers = 2 }, not %s"):format(type(given)), level)
   end
   for name, value in next, given do
     local fine <const>, message <const> = accept(name, value)
