@@ -179,8 +179,9 @@ void job_results_open(struct lua_State *L, struct job *job, int at);
 void job_end(struct lua_State *L, struct job *job, int at);
 /* If nothing is outstanding: the job is over, and the core forgets it. 'at': the job's index. */
 void job_settle(struct lua_State *L, struct job *job, int at);
-/* A future is done: remembers it if it has callbacks. 'at': the future's index, or nil there. */
-void future_done(struct lua_State *L, int at);
+/* A future is done: remembers it if it has callbacks or has failed. 'at': its index, or nil there.
+ */
+void future_done(struct lua_State *L, int at, bool failed);
 
 /* ---- lib_put.c, lib_feed.c ------------------------------------------------------------------- */
 

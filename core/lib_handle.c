@@ -365,6 +365,36 @@ static bool is_foreign(const struct handle *h) {
   return h->epoch != h->rt->epoch || (h->pool && plua_stats_get(h->pool, &none) == PLUA_EOWNER);
 }
 
+/* Items of the job on top of the stack whose outcomes have not been taken in: futures that wait, of
+   which those that were cancelled are no more. */
+static lua_Integer outstanding(lua_State *L) {
+  const struct job *job = job_check(L, -1);
+  if (job->keep != KEEP_FUTURES) return (lua_Integer)(job->count - job->done);
+  lua_Integer n = 0;
+  lua_getiuservalue(L, -1, J_RESULTS);
+  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) n++;
+  lua_pop(L, 1);
+  return n;
+}
+
+/* As handle:close(), of one that nobody holds any more. What is dropped with a pool is told. */
+static int collect_handle(lua_State *L) {
+  const struct handle *h = luaL_checkudata(L, 1, "plua.handle");
+  bool silent = h->once || !h->pool || h->rt->stop || is_foreign(h);
+  lua_Integer n = 0;
+  lua_getiuservalue(L, 1, H_JOBS);
+  for (lua_pushnil(L); !silent && lua_next(L, -2); lua_pop(L, 1)) n += outstanding(L);
+  lua_settop(L, 1);
+  if (n > 0) {
+    lua_pushfstring(L,
+                    "plua: a pool is dropped before %I of its items %s known to be done: join it, "
+                    "or make it a <close> variable",
+                    (LUAI_UACINT)n, n == 1 ? "is" : "are");
+    lua_warning(L, lua_tostring(L, -1), 0);
+  }
+  return close_handle(L);
+}
+
 /* handle:alive() -> whether calls on it make sense: open, and in the process that made it; whether
    it is shut down and every worker has gone; whether it is another process's. */
 static int alive_handle(lua_State *L) {
@@ -402,7 +432,7 @@ void lib_handle_open(lua_State *L) {
   luaL_newlib(L, methods);
   luaL_setfuncs(L, lib_job_methods, 0);
   lua_setfield(L, -2, "__index");
-  lua_pushcfunction(L, close_handle);
+  lua_pushcfunction(L, collect_handle);
   lua_setfield(L, -2, "__gc");
   lua_pushcfunction(L, close_handle);
   lua_setfield(L, -2, "__close");

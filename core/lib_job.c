@@ -51,11 +51,11 @@ bool job_ready(const struct job *job) {
   return job->settled || job->front;
 }
 
-void future_done(lua_State *L, int at) {
+void future_done(lua_State *L, int at, bool failed) {
   if (lua_type(L, at) != LUA_TTABLE) return;
   lua_pushvalue(L, at);
   lua_pushliteral(L, "callbacks");
-  if (lua_rawget(L, -2) != LUA_TNIL) {
+  if (lua_rawget(L, -2) != LUA_TNIL || failed) {
     lua_rawgetp(L, LUA_REGISTRYINDEX, &completed_key);
     lua_pushvalue(L, -3);
     lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
@@ -74,9 +74,10 @@ void job_end(lua_State *L, struct job *job, int at) {
   lua_pushnil(L);
   lua_rawseti(L, -2, (lua_Integer)job->id);
   lua_pop(L, 2);
+  bool failed = lua_getiuservalue(L, at, J_ERROR) != LUA_TNIL;
   lua_getiuservalue(L, at, J_FUTURE);
-  future_done(L, lua_gettop(L));
-  lua_pop(L, 1);
+  future_done(L, lua_gettop(L), failed);
+  lua_pop(L, 2);
 }
 
 void job_settle(lua_State *L, struct job *job, int at) {
@@ -291,8 +292,9 @@ static int job_owner(lua_State *L) {
   return 2;
 }
 
-/* core.completed() -> futures with callbacks that were done since the last call; nothing where
-   there are none, or a function of the script's called us: callbacks wait until it has returned. */
+/* core.completed() -> futures with callbacks, and those that failed, that were done since the last
+   call; nothing where there are none, or a function of the script's called us: callbacks wait until
+   it has returned. */
 static int completed(lua_State *L) {
   if (runtime_of(L)->depth > 0) return 0;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &completed_key);
@@ -304,7 +306,7 @@ static int completed(lua_State *L) {
 
 /* core.complete(future): as if its outcome had arrived. */
 static int complete(lua_State *L) {
-  future_done(L, 1);
+  future_done(L, 1, false);
   return 0;
 }
 

@@ -180,7 +180,7 @@ static bool job_of(lua_State *L, struct pump *p, uint64_t id) {
 }
 
 /* Stores n values of a result, on top of the stack, where the future 'index' wants them. */
-static void keep_future(lua_State *L, uint64_t index, int n) {
+static void keep_future(lua_State *L, uint64_t index, int n, bool failed) {
   int first = lua_gettop(L) - n + 1;
   if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
     lua_insert(L, first); /* stack: ..., future, values */
@@ -190,7 +190,7 @@ static void keep_future(lua_State *L, uint64_t index, int n) {
     lua_rawset(L, first);
     lua_pushnil(L);
     lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
-    future_done(L, first);
+    future_done(L, first, failed);
   }
   lua_settop(L, first - 1);
 }
@@ -206,7 +206,7 @@ static void keep_one(lua_State *L, struct job *job, uint64_t index) {
     stream_keep(L, job, index, AT_JOB, AT_RESULTS);
     return;
   case KEEP_FUTURES:
-    keep_future(L, index, 1);
+    keep_future(L, index, 1, false);
     return;
   }
 }
@@ -234,7 +234,7 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
     if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
       lua_pushvalue(L, -2);
       lua_setfield(L, -2, "err");
-      keep_future(L, index, 0);
+      keep_future(L, index, 0, true);
     }
     lua_settop(L, AT_RESULTS);
     return;
@@ -289,7 +289,7 @@ static void take_result(lua_State *L, struct job *job, const plua_event *ev) {
     return;
   }
   if (job->keep == KEEP_FUTURES) {
-    keep_future(L, ev->index, n);
+    keep_future(L, ev->index, n, false);
     return;
   }
   if (n == 0) lua_pushnil(L);

@@ -186,6 +186,7 @@ static int flush_results(void) {
 
 struct warnings {
   bool on, ours, going; /* ours: this one begins with "plua: "; going: more of it comes */
+  bool failed;          /* the script has, which leaves things undone */
 };
 
 /* As lua's own, silent until "@on"; but what plua warns of is shown in either case. */
@@ -196,7 +197,7 @@ static void warned(void *ud, const char *text, int more) {
     if (strcmp(text, "@off") == 0) w->on = false;
     return;
   }
-  if (!w->going) w->ours = strncmp(text, "plua: ", 6) == 0;
+  if (!w->going) w->ours = !w->failed && strncmp(text, "plua: ", 6) == 0;
   if (w->on && !w->ours && !w->going) fputs("Lua warning: ", stderr);
   if (w->on || w->ours) fprintf(stderr, "%s%s", text, more ? "" : "\n");
   w->going = more != 0;
@@ -221,6 +222,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "plua: %s\n", message ? message : "error without a message");
     out.status = EXIT_FAILURE;
   }
+  warnings.failed = out.status || out.signal;
   lua_close(L);
   if (flush_results() != 0 && out.status == 0) out.status = EXIT_FAILURE;
   if (out.signal) {

@@ -252,3 +252,96 @@ describe("futures", function()
       "timeout must be a number of seconds, not string")
   end)
 end)
+
+describe("a call that failed", function()
+  helper.guard()
+
+  local FAILING <const> = [[
+    local plua = require "plua"
+    local pool <close> = plua.pool { workers = 2 }
+    local list = {}
+    for i = 1, 9 do
+      list[i] = pool:apply_async(function() if i % 4 == 3 then error("no " .. i, 0) end end)
+    end
+    list[10] = pool:map_async(function(x) error("no map", 0) end, { 1 })
+  ]]
+
+  local function ran(code, program)
+    return helper.run((program or helper.plua) .. " " .. helper.script(FAILING .. code))
+  end
+
+  it("and that nobody asked is told as the command ends, with status 1", function()
+    for _, code in ipairs {
+      "", "plua.wait(list)", "list = nil", "for _ in plua.as_completed(list) do end",
+    } do
+      local result <const> = ran(code)
+      assert.matches("^plua: 3 calls failed, and nobody asked their futures: item %d", result.err)
+      assert.equal(1, result.status)
+    end
+    local one <const> = ran("pcall(list[3].get, list[3]) pcall(list[10].get, list[10])")
+    assert.matches("^plua: 1 call failed, and nobody asked its future: item 7: no 7", one.err)
+    assert.equal(1, one.status)
+  end)
+
+  it("is the script's affair where it asked, or gave callbacks", function()
+    for _, code in ipairs {
+      "for _, f in ipairs(list) do pcall(f.get, f) end",
+      "for _, f in ipairs(list) do f:wait() f:successful() end",
+      "for _, f in ipairs(list) do f:add_done_callback(function() end) end",
+      "plua.wait(list) for _, f in ipairs(list) do f:add_done_callback(function() end) end",
+      "list[12] = pool:apply_async(function() while true do end end) list[12]:cancel()" ..
+        " for i = 1, 10 do pcall(list[i].get, list[i]) end",
+    } do
+      local result <const> = ran(code)
+      assert.equal("", result.err, code)
+      assert.equal(0, result.status)
+    end
+  end)
+
+  it("adds nothing to an error that ends the script", function()
+    local result <const> = ran("plua.wait(list) error('bad script', 0)")
+    assert.matches("^plua: bad script\n", result.err)
+    assert.is_nil(result.err:find("nobody asked", 1, true))
+  end)
+
+  it("is told by a warning in another host, where these are on", function()
+    assert.equal("", ran("", helper.lua).err)
+    assert.matches("^Lua warning: plua: 3 calls failed", ran("", helper.lua .. " -W").err)
+  end)
+end)
+
+describe("a pool that is forgotten", function()
+  helper.guard()
+
+  local function told(code)
+    local result <const> = helper.run(helper.plua .. " " .. helper.script([[
+      local plua = require "plua"
+      local pool = plua.pool { workers = 2 }
+      local function idle() while true do end end
+    ]] .. code))
+    assert.equal(0, result.status, result.err)
+    return result.err
+  end
+
+  it("tells how much it had to do", function()
+    local text <const> = "plua: a pool is dropped before %s of its items %s known to be done"
+    assert.truthy(told("pool:apply_async(idle)"):find(text:format(1, "is"), 1, true))
+    assert.truthy(told("for _ = 1, 5 do pool:apply_async(idle) end pool = nil collectgarbage()")
+      :find(text:format(5, "are"), 1, true))
+    assert.truthy(told("pool:map_async(idle, plua.range(1, 1000)) pool:close()")
+      :find(text:format(1000, "are"), 1, true))
+  end)
+
+  it("says nothing where that was wanted, or nothing was to be done", function()
+    for _, code in ipairs {
+      "pool:map(math.abs, { 1, 2 }) pool:apply(math.abs, 1)",
+      "for _ in pool:imap(math.abs, plua.range(1, 10000)) do break end",
+      "pool:find(function(x) return x > 3 end, plua.range(1, 10000))",
+      "pcall(pool.map, pool, error, plua.range(1, 1000))",
+      "pool:apply_async(idle):cancel() pool:map_async(idle, { 1, 2 }):cancel()",
+      "pool:apply_async(idle) pool:terminate()",
+    } do
+      assert.equal("", told(code), code)
+    end
+  end)
+end)

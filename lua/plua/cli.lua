@@ -524,8 +524,10 @@ local function run_all(plan, host)
     if status ~= 0 then return status, signal end
   end
   local run <const> = package.loaded["plua.run"]
-  local failures <const> = run and run.failures or 0 -- told: --on-error collect asked for them
-  return failures > 0 and EX_FAILED or 0, 0
+  if not run then return 0, 0 end
+  local untold <const> = run.untold()
+  if untold then complain(untold) end
+  return (untold or run.failures > 0) and EX_FAILED or 0, 0 -- told: --on-error collect wanted them
 end
 
 --- Carries out what 'parse' understood.

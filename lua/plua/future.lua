@@ -163,7 +163,10 @@ function Future:get(timeout)
   check_timeout(timeout)
   await(self, timeout)
   run.callbacks()
-  if self.err ~= nil then error(self.err, 0) end
+  if self.err ~= nil then
+    run.told(self)
+    error(self.err, 0)
+  end
   return table.unpack(self, 1, self.n)
 end
 
@@ -191,6 +194,7 @@ end
 function Future:successful()
   check(self)
   if not self:ready() then error("the future is not done yet: wait for it, or ask ready()", 2) end
+  if self.err ~= nil then run.told(self) end
   return self.err == nil
 end
 
@@ -217,6 +221,7 @@ function Future:add_done_callback(fn)
   local list <const> = self.callbacks or {}
   list[#list + 1] = fn
   self.callbacks = list
+  run.told(self)
   if self.n then core.complete(self) end
   run.callbacks()
 end

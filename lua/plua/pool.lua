@@ -236,7 +236,8 @@ function Pool:apply(f, ...)
   return run.plainly(submit(self, f, ...):get())
 end
 
---- Calls f(...) in a worker. That it failed is told by the future alone.
+--- Calls f(...) in a worker. That it failed is told by the future; of one that nobody asks, as the
+-- program ends: by the command, with status 1; elsewhere as a warning (lua5.4 -W).
 ---@param f function
 ---@param ... any
 ---@return plua.Future  of its results
@@ -412,7 +413,7 @@ end
 --- Workers that live until the pool is closed: local pool <close> = plua.pool { workers = 4 }
 -- They see what was loaded when the pool was made; functions and items are sent to them. A pool
 -- that is neither closed nor a <close> variable ends with its last reference, or with the script,
--- and what it has not done by then is dropped.
+-- and what it has not done by then is dropped, with a warning.
 ---@param opts? plua.Options  those of calls are the defaults of calls on the pool
 ---@return plua.Pool
 function M.open(opts)

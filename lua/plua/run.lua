@@ -148,12 +148,55 @@ local function report(err)
   io.stderr:write("plua: a callback failed: ", tostring(err), "\n")
 end
 
+-- Failures that no get has raised yet: those of futures that are still there, one of all, and how
+-- many there are. No future is kept, which would keep its pool.
+local untold <const>, witness, failures = setmetatable({}, { __mode = "k" }), nil, 0
+
+local function failure_of(future)
+  if future.err ~= nil or not future.gather then return future.err end
+  local _ <const>, err <const> = future.job:state()
+  return err
+end
+
+local function note_failure(future)
+  local err <const> = failure_of(future)
+  if err == nil or future.told or errors.iserror(err) and err.kind == "cancelled" then return end
+  untold[future], failures, witness = err, failures + 1, witness or err
+end
+
+--- The script knows, or will be told, whether the future has failed.
+---@param future plua.Future
+function M.told(future)
+  future.told = true
+  local err <const> = untold[future]
+  if err == nil then return end
+  untold[future], failures = nil, failures - 1
+  if witness == err then witness = select(2, next(untold)) end
+end
+
+--- What is to be said, once, of futures that failed and that nobody asked.
+---@return string? text  nil: nothing
+function M.untold()
+  if failures == 0 then return nil end
+  local n <const> = failures
+  failures = 0
+  return ("%d call%s failed, and nobody asked %s%s"):format(n, n == 1 and "" or "s",
+    n == 1 and "its future" or "their futures", witness and ": " .. tostring(witness) or "")
+end
+
+-- Where the program is not ours, that is said, if warnings are on, as its state is closed.
+M.at_end = setmetatable({}, { __gc = function()
+  local text <const> = not core.worker() and M.untold()
+  if text then warn("plua: " .. text) end
+end })
+
 --- Runs the callbacks of futures that are done, unless a function of the script's called us.
 function M.callbacks()
   local list = core.completed()
   while list do
     for _, future in ipairs(list) do
       local callbacks <const> = future.callbacks or {}
+      note_failure(future)
       future.callbacks = nil
       for _, callback in ipairs(callbacks) do
         local fine <const>, err <const> = core.call(callback, future)
