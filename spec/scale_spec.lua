@@ -4,9 +4,18 @@ local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
 
+-- What every script here knows: how many MB of memory its process has in use.
+local RESIDENT <const> = [[
+local function resident()
+  local file <close> = io.open("/proc/self/status")
+  return tonumber(file:read("a"):match("VmRSS:%s+(%d+)")) / 1024
+end
+]]
+
 --- What a script prints, run by the program, in so many seconds.
 local function output(text, seconds, arguments)
-  local line <const> = ("%s %s %s"):format(helper.plua, helper.script(text), arguments or "")
+  local script <const> = helper.script(RESIDENT .. text)
+  local line <const> = ("%s %s %s"):format(helper.plua, script, arguments or "")
   local result <const> = helper.run(line, { timeout = seconds })
   assert.same({ "", 0 }, { result.err, result.status })
   return result.out
@@ -54,10 +63,6 @@ describe("a long stream", function()
   local STREAM <const> = [[
     local plua = require "plua"
     local name, n = arg[1], math.tointeger(arg[2])
-    local function resident()
-      local file <close> = io.open("/proc/self/status")
-      return tonumber(file:read("a"):match("VmRSS:%s+(%d+)")) / 1024
-    end
     local function double(x) return 2 * x end
     local function items(count)
       local i = 0
@@ -112,10 +117,6 @@ describe("a long stream", function()
   it("of large items is pulled by their bytes", function()
     local text <const> = [[
       local plua = require "plua"
-      local function resident()
-        local file <close> = io.open("/proc/self/status")
-        return tonumber(file:read("a"):match("VmRSS:%s+(%d+)")) / 1024
-      end
       local i = 0
       local function items()
         i = i + 1
@@ -139,10 +140,6 @@ describe("five hundred pools", function()
   it("opened, used and closed leave descriptors, children and memory as they were", function()
     local text <const> = [[
       local plua, kit = require "plua", require "crashkit"
-      local function resident()
-        local file <close> = io.open("/proc/self/status")
-        return tonumber(file:read("a"):match("VmRSS:%s+(%d+)"))
-      end
       local function holdings() return #kit.fds(), #kit.children() end
       local data = {}
       for i = 1, 20 do data[i] = i end
@@ -167,16 +164,12 @@ describe("five hundred pools", function()
       print(resident() - early)
     ]]
     local grown <const> = tonumber(output(text, 60))
-    assert(grown < 1024, ("memory grew by %d KB over 400 pools"):format(grown))
+    assert(grown < 1, ("memory grew by %.1f MB over 400 pools"):format(grown))
   end)
 
   it("the same for calls that fork a team each", function()
     local text <const> = [[
       local plua, kit = require "plua", require "crashkit"
-      local function resident()
-        local file <close> = io.open("/proc/self/status")
-        return tonumber(file:read("a"):match("VmRSS:%s+(%d+)"))
-      end
       local fds, early = #kit.fds()
       for i = 1, 500 do
         local r = plua.map(function(x) return x + i end, { 1, 2, 3, 4 }, { workers = 2 })
@@ -191,7 +184,7 @@ describe("five hundred pools", function()
       print(resident() - early)
     ]]
     local grown <const> = tonumber(output(text, 60))
-    assert(grown < 1024, ("memory grew by %d KB over 400 calls"):format(grown))
+    assert(grown < 1, ("memory grew by %.1f MB over 400 calls"):format(grown))
   end)
 
   it("open at once work side by side", function()
