@@ -352,6 +352,7 @@ build/fuzz/%: spec/fuzz/%.c $(SRC) $(wildcard core/*.h)
 
 # In quotes throughout: either may hold spaces.
 root := $(DESTDIR)$(PREFIX)
+from := $(if $(filter /%,$(PREFIX)),,$(CURDIR)/)$(PREFIX)
 install: all  ## into DESTDIR/PREFIX
 	install -d '$(root)/bin' '$(root)/include' '$(root)/lib/pkgconfig' \
 	  '$(root)/lib/lua/$(LUA_V)/plua' '$(root)/share/lua/$(LUA_V)/plua' '$(root)/share/man/man1'
@@ -361,7 +362,7 @@ install: all  ## into DESTDIR/PREFIX
 	install -m 755 $(B)/$(SO) '$(root)/lib/'
 	ln -sf $(SO) '$(root)/lib/libplua.so.$(SOMAJOR)'
 	ln -sf libplua.so.$(SOMAJOR) '$(root)/lib/libplua.so'
-	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
+	printf '%s\n' 'prefix=$(from)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
 	  'Name: plua' 'Description: runs Lua functions over data in forked worker processes' \
 	  'Version: $(VERSION)' $(if $(LUA_DIR),,'Requires.private: $(LUA_PC)') \
 	  'Libs: -L"$${libdir}" -lplua$(if $(LUA_DIR), $(strip $(LUA_LIBS)))' \

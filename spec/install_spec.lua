@@ -164,6 +164,15 @@ describe("make install", function()
     assert.falsy(pc:find(dir, 1, true))
   end)
 
+  it("tells pkg-config where that is, though PREFIX names no root", function()
+    local here <const> = sh("pwd"):gsub("\n", "/")
+    local dir <const> = helper.build:sub(#here + 1) .. "/installed.here"
+    sh(make .. " install PREFIX=" .. dir, { timeout = 300 })
+    local pc <const> = helper.read(dir .. "/lib/pkgconfig/plua.pc")
+    sh("rm -rf " .. dir)
+    assert.equal(here .. dir, pc:match("^prefix=([^\n]*)"))
+  end)
+
   it("is undone by uninstall", function()
     local dir <const> = helper.tmp()
     sh(make .. " install PREFIX=/usr DESTDIR=" .. dir, { timeout = 300 })
