@@ -115,6 +115,37 @@ describe("primes.lua", function()
   end)
 end)
 
+describe("statuses.lua", function()
+  helper.guard()
+
+  it("counts each line once, wherever its file is cut", function()
+    local path <const> = helper.tmp() .. "/log"
+    local lines <const>, want = {}, { ["200"] = 0, ["404"] = 0, none = 0 }
+    for i = 1, 200 do
+      local code <const> = i % 7 == 0 and "404" or i % 11 == 0 and "none" or "200"
+      want[code] = want[code] + 1
+      lines[i] = code == "none" and ("?"):rep(i % 5) or ('h "GET /%d" %s %d'):format(i, code, i)
+    end
+    want = (" 200 %d\n 404 %d\nnone %d\n"):format(want["200"], want["404"], want.none)
+    for _, last in ipairs { "", "\n" } do
+      helper.write(path, table.concat(lines, "\n") .. last)
+      for _, part in ipairs { 1, 2, 19, 20, 64, 1000, 5000, 1 << 20 } do
+        assert.equal(want, output(("statuses.lua %s %d"):format(path, part)))
+      end
+    end
+  end)
+
+  it("finds nothing in an empty file, and says which file is not there", function()
+    local path <const> = helper.tmp() .. "/log"
+    helper.write(path, "")
+    assert.equal("", output("statuses.lua " .. path))
+    local result <const> = run(2, "statuses.lua " .. path .. ".gz")
+    assert.same({ "", 1 }, { result.out, result.status })
+    assert.matches("log.gz: No such file or directory", result.err, 1, true)
+    assert.matches("usage: statuses.lua", run(2, "statuses.lua").err, 1, true)
+  end)
+end)
+
 describe("pi.lua", function()
   helper.guard()
 
