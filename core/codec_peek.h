@@ -80,6 +80,11 @@ static inline struct peek_value *codec_peek_top(lua_State *L) {
    at 'key'. */
 int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len);
 
+/* Whether the tag is that of nil, or of what stands where nothing is. */
+static inline int codec_peek_empty(unsigned tag) {
+  return (tag & 0x0f) == PEEK_NIL;
+}
+
 /* Entries of the array part: where the limit does not tell them, they are a power of two. */
 static inline uint32_t codec_peek_items(const struct peek_table *t) {
   uint32_t n = t->limit;
@@ -95,6 +100,12 @@ static inline uint32_t codec_peek_run(const struct peek_table *t, unsigned char 
   if (*tag != PEEK_INTEGER && *tag != PEEK_FLOAT) return 0;
   while (n < t->limit && t->array[n].tag == *tag) n++;
   return n;
+}
+
+/* Moves the top by n values: those above it were written, and there is room for them; or those
+   below it are taken off. */
+static inline void codec_peek_move(lua_State *L, int n) {
+  ((struct peek_thread *)(void *)L)->top += n;
 }
 
 /* Pushes a value that something else holds. */

@@ -100,12 +100,15 @@ static inline int codec_plain_write(lua_State *L, plua_out *out) {
   return 1;
 }
 
-/* The same where codec_peek_fits has found it so: a number without a call of Lua's. */
-static inline int codec_plain_write_seen(lua_State *L, plua_out *out) {
+/* Where codec_peek_fits has found it so: writes a number and takes it off the stack, without a call
+   of Lua's. False: nothing is done. */
+static inline bool codec_plain_take(lua_State *L, plua_out *out) {
   const struct peek_value *v = codec_peek_top(L);
-  if (LIKELY(v->tag == PEEK_FLOAT)) return wire_put_float(out, v->value.number);
-  if (v->tag == PEEK_INTEGER) return wire_put_integer(out, v->value.integer);
-  return codec_plain_write(L, out);
+  if (v->tag != PEEK_FLOAT && v->tag != PEEK_INTEGER) return false;
+  int err = LIKELY(v->tag == PEEK_FLOAT) ? wire_put_float(out, v->value.number)
+                                         : wire_put_integer(out, v->value.integer);
+  if (LIKELY(err == 0)) codec_peek_move(L, -1);
+  return err == 0;
 }
 
 #endif

@@ -5,10 +5,6 @@
 #include "codec_peek.h"
 #include "codec_write.h"
 
-static int is_empty(unsigned tag) {
-  return (tag & 0x0f) == PEEK_NIL;
-}
-
 static int is_plain(unsigned tag) {
   switch (tag) {
   case PEEK_FALSE:
@@ -35,7 +31,7 @@ static int put_items(struct codec_writer *w, struct write_frame *f, uint32_t n) 
     const struct peek_value *v = &f->seen->array[f->next];
     lua_Integer key = (lua_Integer)f->next + 1;
     int err = 0;
-    if (is_empty(v->tag)) continue;
+    if (codec_peek_empty(v->tag)) continue;
     if (!is_plain(v->tag)) return CODEC_OPENED;
     if (!codec_is_item(f, key)) err = wire_put_integer(w->out, key);
     if (err == 0) err = put_plain(w, v->value, v->tag, 0);
@@ -50,7 +46,7 @@ static int put_nodes(struct codec_writer *w, struct write_frame *f, uint32_t fir
   for (; f->next - first < UINT64_C(1) << t->log_nodes; f->next++) {
     const struct peek_node *n = &t->node[f->next - first];
     int err = 0;
-    if (is_empty(n->tag)) continue;
+    if (codec_peek_empty(n->tag)) continue;
     if (!is_plain(n->tag) || !is_plain(n->key_tag)) return CODEC_OPENED;
     if (!codec_is_item(f, n->key_tag == PEEK_INTEGER ? n->key.integer : 0))
       err = put_plain(w, n->key, n->key_tag, 1);

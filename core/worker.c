@@ -245,17 +245,12 @@ NOINLINE static int reply_other(struct runner *r, plua_out *out, size_t start) {
   return reply_values(r, 1, out, start);
 }
 
-static inline int plain_reply(const struct runner *r, plua_out *out) {
-  return LIKELY(r->peeks) ? codec_plain_write_seen(r->L, out) : codec_plain_write(r->L, out);
-}
-
-static inline int runner_reply(struct runner *r, plua_out *out, size_t start) {
-  FAIL_POINT(W_ENCODE);
+static int runner_reply(struct runner *r, plua_out *out, size_t start) {
   switch (r->call.mode) {
   case CALL_MAP:
   case CALL_STAR:
   case CALL_FOLD:
-    if (LIKELY(plain_reply(r, out) == 0)) return 0;
+    if (codec_plain_write(r->L, out) == 0) return 0;
     out->at = out->begin + start;
     return reply_values(r, 1, out, start);
   case CALL_EACH:
@@ -266,11 +261,17 @@ static inline int runner_reply(struct runner *r, plua_out *out, size_t start) {
   return reply_other(r, out, start);
 }
 
+static int answer_of(struct runner *r, int status, bool late, plua_out *out, size_t start,
+                     uint64_t index) {
+  if (late) return runner_timeout(r, out, start, index);
+  return LIKELY(status == LUA_OK) ? runner_reply(r, out, start)
+                                  : runner_failed(r, status, out, start, index);
+}
+
 int runner_answer(struct runner *r, int status, bool late, plua_out *out, size_t start,
                   uint64_t index) {
-  if (LIKELY(status == LUA_OK && !late)) return runner_reply(r, out, start);
   FAIL_POINT(W_ENCODE);
-  return late ? runner_timeout(r, out, start, index) : runner_failed(r, status, out, start, index);
+  return answer_of(r, status, late, out, start, index);
 }
 
 static void note_item(struct runtime *rt, const plua_item *item, uint64_t index) {
@@ -359,6 +360,12 @@ void runner_many(struct runner *r, plua_feed *feed, run_item *run) {
   } while (feed->done(feed, answer));
 }
 
+/* The usual reply, a number. False: nothing is done. */
+static inline bool reply_number(struct runner *r, plua_out *out) {
+  bool one = r->call.mode == CALL_MAP || r->call.mode == CALL_STAR;
+  return LIKELY(r->peeks && one) && codec_plain_take(r->L, out);
+}
+
 /* Inside runner_many's pcall, which errors are left to: in a worker's process, whose memory has no
    limit. */
 static int call_bare(struct runner *r, const plua_item *item, uint64_t index, int nargs,
@@ -371,8 +378,9 @@ static int call_bare(struct runner *r, const plua_item *item, uint64_t index, in
   lua_call(L, nargs, r->call.mode == CALL_APPLY ? LUA_MULTRET : 1);
   bool late = stop_disarm(r);
   item_over(r->rt);
-  int answer = LIKELY(!late) ? runner_reply(r, out, r->start)
-                             : runner_answer(r, LUA_OK, late, out, r->start, 0);
+  FAIL_POINT(W_ENCODE);
+  if (LIKELY(!late) && LIKELY(reply_number(r, out))) return 0;
+  int answer = answer_of(r, LUA_OK, late, out, r->start, 0);
   lua_settop(L, SLOTS);
   return answer;
 }

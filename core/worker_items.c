@@ -7,6 +7,7 @@
 
 #include "base.h"
 #include "codec.h"
+#include "codec_peek.h"
 #include "fail.h"
 #include "worker.h"
 
@@ -199,6 +200,20 @@ static inline bool push_one(struct runner *r, const plua_item *item, uint64_t in
   return codec_read(r->L, item->data, item->len, NULL) == 1;
 }
 
+/* Pushes f and the item of an inherited list, where both are seen, without a call of Lua's. False:
+   nothing is pushed. stack: slots */
+static inline bool push_seen(struct runner *r, uint64_t index) {
+  if (!r->peeks || r->call.source != FROM_LIST) return false;
+  struct peek_value *slot = codec_peek_top(r->L) - SLOTS; /* before the first */
+  const struct peek_table *data = slot[SLOT_DATA].value.pointer;
+  if (index >= data->limit) return false;
+  slot[SLOTS + 1] = slot[SLOT_F];
+  slot[SLOTS + 2] = data->array[index];
+  if (UNLIKELY(codec_peek_empty(slot[SLOTS + 2].tag))) slot[SLOTS + 2].tag = PEEK_NIL;
+  codec_peek_move(r->L, 2);
+  return true;
+}
+
 /* An item that is the list of f's arguments. */
 NOINLINE static int run_star(struct runner *r, const plua_item *item, uint64_t index,
                              plua_out *out) {
@@ -212,9 +227,11 @@ NOINLINE static int run_star(struct runner *r, const plua_item *item, uint64_t i
 static inline int run_one(struct runner *r, const plua_item *item, uint64_t index, plua_out *out) {
   lua_State *L = r->L;
   if (UNLIKELY(r->call.mode == CALL_FOLD)) return runner_fold(r, item, index, out);
-  lua_pushvalue(L, SLOT_F);
-  if (UNLIKELY(!push_one(r, item, index)))
-    return runner_refuse(r, out, FAILED_ENCODE, unread(L, "item cannot be read"));
+  if (!push_seen(r, index)) {
+    lua_pushvalue(L, SLOT_F);
+    if (UNLIKELY(!push_one(r, item, index)))
+      return runner_refuse(r, out, FAILED_ENCODE, unread(L, "item cannot be read"));
+  }
   if (UNLIKELY(r->call.mode == CALL_STAR)) return run_star(r, item, index, out);
   if (LIKELY(!r->call.plain)) lua_pushinteger(L, (lua_Integer)index + 1);
   return runner_call(r, item, index, r->call.plain ? 1 : 2, out);
