@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -76,6 +77,22 @@ void heap_sort(void) {
   enum { LARGE = 20000 };
   void *volatile block = malloc(LARGE);
   free(block);
+}
+
+enum { ARRAY_LARGE = 1 << 14 };
+
+void *array_new(size_t n, size_t element) {
+  if (n < ARRAY_LARGE / element) return calloc(n, element);
+  if (n > SIZE_MAX / element) return NULL;
+  void *p = mmap(NULL, n * element, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return p == MAP_FAILED ? NULL : p;
+}
+
+void array_free(void *array, size_t n, size_t element) {
+  if (n < ARRAY_LARGE / element)
+    free(array);
+  else if (array)
+    munmap(array, n * element);
 }
 
 int grow(void **array, size_t *cap, size_t need, size_t element) {

@@ -59,6 +59,11 @@ void futex_wake(_Atomic uint32_t *word);
    call of malloc, and copy the pages that they lie in. */
 void heap_sort(void);
 
+/* A zeroed array. A large one has pages of its own, which are there once they are touched: others
+   would be copied with each process that is forked. NULL: no memory. */
+void *array_new(size_t n, size_t element);
+void array_free(void *array, size_t n, size_t element);
+
 /* Room for at least 'need' elements in a growing array. 0 or -ENOMEM, the array then as it was. */
 int grow(void **array, size_t *cap, size_t need, size_t element);
 

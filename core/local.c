@@ -169,6 +169,7 @@ static int peer_begin(struct local *l, unsigned w) {
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;
+  if (w >= l->begun) l->begun = w + 1;
   let_go(p->slice);
   return 0;
 }
@@ -483,6 +484,13 @@ static int local_next(struct link *link, struct link_event *e, plua_reply *repli
   return hear_next(self(link), e, replies, max);
 }
 
+static void local_free(struct local *l) {
+  array_free(l->peer, l->team.cap, sizeof *l->peer);
+  array_free(l->live, l->team.cap, sizeof *l->live);
+  array_free(l->posted, l->team.view.slots, sizeof *l->posted);
+  free(l);
+}
+
 /* All are killed first and reaped after, so that closing takes as long as the slowest death. */
 static void local_close(struct link *link) {
   struct local *l = self(link);
@@ -503,13 +511,10 @@ static void local_close(struct link *link) {
   else if (l->spare.pid)
     close(l->spare.fd);
   if (l->timer_fd >= 0) close(l->timer_fd);
-  for (unsigned i = 0; i < l->team.cap; i++) words_drop(&l->peer[i]);
+  for (unsigned i = 0; i < l->begun; i++) words_drop(&l->peer[i]);
   team_close(&l->team);
   free(l->words);
-  free(l->peer);
-  free(l->live);
-  free(l->posted);
-  free(l);
+  local_free(l);
 }
 
 static const struct link_ops ops = {
@@ -559,9 +564,11 @@ int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks
   l->team.max_rss = o->max_rss;
   proc_signals_read(&l->team.signals);
   oom_open(&l->oom);
-  l->peer = calloc(cap, sizeof *l->peer);
-  l->live = calloc(cap, sizeof *l->live);
-  l->posted = calloc(o->slots, sizeof *l->posted);
+  l->team.cap = cap;
+  l->team.view.slots = o->slots;
+  l->peer = array_new(cap, sizeof *l->peer);
+  l->live = array_new(cap, sizeof *l->live);
+  l->posted = array_new(o->slots, sizeof *l->posted);
   if (!l->peer || !l->live || !l->posted) goto fail;
   err = team_open(&l->team, o->slots, ring_size_for(o), cap);
   if (err) goto fail;
@@ -573,9 +580,6 @@ int local_open(struct link **out, const plua_options *o, const plua_tasks *tasks
   *out = &l->link;
   return 0;
 fail:
-  free(l->peer);
-  free(l->live);
-  free(l->posted);
-  free(l);
+  local_free(l);
   return err;
 }

@@ -56,6 +56,7 @@ struct local {
   struct peer *peer;  /* cap of them */
   int *live;          /* numbers of peers that are not P_NONE */
   unsigned lives, at; /* 'at': the peer in live[] that is looked at */
+  unsigned begun;     /* peers from here on never were anything but P_NONE */
   struct posted *posted;
   unsigned ready; /* of them are OUT_READY */
   uint32_t seq;

@@ -30,7 +30,7 @@ static int parts_open(plua_pool *p, const plua_options *o, const plua_tasks *tas
   int err = owner_page(p);
   if (!err) err = local_open(&p->link, o, tasks);
   if (err) return err;
-  p->worker = calloc(p->link->cap, sizeof *p->worker);
+  p->worker = array_new(p->link->cap, sizeof *p->worker);
   if (!p->worker) return -ENOMEM;
   err = sched_open(&p->sched, o->slots, p->link->cap);
   if (err) return err;
@@ -40,12 +40,12 @@ static int parts_open(plua_pool *p, const plua_options *o, const plua_tasks *tas
 }
 
 static void parts_close(plua_pool *p) {
+  if (p->link) array_free(p->worker, p->link->cap, sizeof *p->worker);
   if (p->link) p->link->ops->close(p->link);
   store_close(p->store);
   sched_close(p->sched);
   for (size_t i = 0; i < p->job_cap; i++) places_free(&p->job[i].places);
   free(p->job);
-  free(p->worker);
   free(p->cancelled);
   if (p->ours) munmap((void *)(uintptr_t)p->ours, 4096);
   free(p);

@@ -145,9 +145,9 @@ int sched_open(struct sched **out, unsigned slots, unsigned workers) {
   if (!s) return -ENOMEM;
   for (int i = 0; i < LANES; i++) queue_make(&s->queue[i]);
   s->divisible.next = s->divisible.prev = &s->divisible;
-  s->batch = calloc(slots, sizeof *s->batch);
-  s->free_slot = calloc(slots, sizeof *s->free_slot);
-  s->last = calloc(workers, sizeof *s->last);
+  s->batch = array_new(slots, sizeof *s->batch);
+  s->free_slot = array_new(slots, sizeof *s->free_slot);
+  s->last = array_new(workers, sizeof *s->last);
   s->slots = slots;
   s->workers = workers;
   s->team = 1;
@@ -165,9 +165,9 @@ void sched_close(struct sched *s) {
   if (!s) return;
   for (int i = 0; i < LANES; i++) queue_free(&s->queue[i]);
   spans_free(&s->spans);
-  free(s->batch);
-  free(s->free_slot);
-  free(s->last);
+  array_free(s->batch, s->slots, sizeof *s->batch);
+  array_free(s->free_slot, s->slots, sizeof *s->free_slot);
+  array_free(s->last, s->workers, sizeof *s->last);
   free(s->job);
   free(s);
 }
