@@ -54,7 +54,7 @@ static size_t get_size(struct scan *s) {
 static struct span get_string(struct scan *s) {
   size_t n = get_size(s);
   struct span none = {NULL, 0};
-  if (n < 2) return none;
+  if (!n) return none;
   struct span text = {skip(s, n - 1), n - 1};
   return s->bad ? none : text;
 }

@@ -694,11 +694,45 @@ describe("codec: the globals that functions read", function()
     assert.equal(0, G.g_count)
   end)
 
-  it("may have short names", function()
-    G.g = 5
-    local f <const> = cross(load("return g"))
-    G.g = nil
-    assert.equal(5, f())
+  it("may have short names, and none", function()
+    G.g, G[""] = 5, 6
+    local f <const> = cross(load("return g, _ENV['']"))
+    G.g, G[""] = nil, nil
+    assert.same({ 5, 6 }, { f() })
+  end)
+
+  it("are found in the code, all of them and no others", function()
+    local function named(source) return codec.globals(string.dump(load(source))) end
+    assert.same({ "b", "c" }, named("a = b; return function() return c.x, 'd' end"))
+    assert.same({ "x" }, named("local t = x; return function() t.y = 1; return t.z end"))
+    assert.same({ "x", "y" },
+      named("local e = x; return function() local _ENV = e; return z end, y"))
+    -- From where _ENV is taken as a value, each constant may be a name.
+    assert.same({ "a", "a", "b", "c" }, named("local e = _ENV; return a, 1.5, 'b', 'c', true, 1 << 40"))
+    for _, n in ipairs { 254, 255, 256, 257, 300 } do
+      local source <const>, all <const> = { "local t = {} " }, {}
+      for i = 1, n do source[i + 1], all[i] = ("t['k%d'] = t "):format(i), "k" .. i end
+      source[#source + 1] = "return last"
+      all[#all + 1] = "last"
+      assert.same(n < 256 and { "last" } or all, named(table.concat(source)))
+    end
+  end)
+
+  it("are not sought in what no dump of this Lua begins or ends with", function()
+    local dump <const> = string.dump(load("a = b; return function() return c end"))
+    assert.same({ "b", "c" }, codec.globals(dump))
+    for n = 0, #dump - 1 do assert.is_nil(codec.globals(dump:sub(1, n))) end
+    for i = 1, 15 do
+      local other <const> = string.char(dump:byte(i) ~ 1)
+      assert.is_nil(codec.globals(dump:sub(1, i - 1) .. other .. dump:sub(i + 1)))
+    end
+    for i = 16, #dump do
+      for _, other in ipairs { 0, 0x7f, 0x80, 0xff } do
+        local found <const> = codec.globals(dump:sub(1, i - 1) .. string.char(other)
+          .. dump:sub(i + 1))
+        assert.is_true(found == nil or #found < #dump)
+      end
+    end
   end)
 
   it("are those that are read as globals, no others of a name that occurs", function()
@@ -1263,6 +1297,14 @@ describe("codec: bytes that are no message", function()
       refused(two .. list .. "\x12\x0e" .. string.pack("I4", 5)))
   end)
 
+  it("cannot be more values than Lua's stack holds", function()
+    local N <const> = 1000001
+    local _, why <const>, number <const> =
+      codec.decode("\x10" .. string.pack("I4", N) .. ("\1"):rep(N))
+    assert.equal("malformed message: more values than it can hold, at byte 5", why)
+    assert.equal(codec.EFORMAT, number)
+  end)
+
   it("cannot refer to what is not there", function()
     local function why(message) return (select(2, codec.decode(message))) end
     for _, at in ipairs { 5, 6, 1 << 31 } do
@@ -1290,6 +1332,10 @@ describe("codec: bytes that are no message", function()
       local _, why <const> = codec.decode(damaged)
       assert.matches("^malformed message: a shared upvalue of nothing", why)
     end
+    local alone <const> = codec.encode(function() return n end) -- ends with a W_CELL and a W_SMALL
+    assert.equal("\x2e\x80", alone:sub(-2))
+    local _, why <const> = codec.decode(alone:sub(1, -3) .. "\x16" .. string.pack("J", 0))
+    assert.matches("^malformed message: a shared upvalue of nothing", why)
   end)
 
   it("may be anything at all", function()
@@ -1344,5 +1390,11 @@ describe("codec: memory", function()
     assert.is_true(collectgarbage("isrunning"))
     assert.is_nil((codec.decode(message:sub(1, -2))))
     assert.is_true(collectgarbage("isrunning"))
+    collectgarbage("stop")
+    local ok <const> = codec.decode(message)
+    local runs <const> = collectgarbage("isrunning")
+    collectgarbage("restart")
+    assert.is_true(ok)
+    assert.is_false(runs)
   end)
 end)

@@ -15,13 +15,16 @@
      limit(bytes)                          encode has room for no more; nil: no limit
      userdata(n, metatable) -> a full userdata that holds n;  number(userdata) -> n
      lightuserdata() -> one
-   Every message is moved whenever it grows, and lies at the end of its block when it is read, so
-   that sanitizers see one byte too many. SPDX-License-Identifier: MIT */
+     globals(dump) -> the names that it looks up in its first upvalue; nil: it cannot be read
+   Every message is moved whenever it grows. When it is read, it lies at the end of a page, and
+   nothing behind it: one byte too many ends the process. SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "codec.h"
 #include "codec_ahead.h"
@@ -91,16 +94,36 @@ static int encode(lua_State *L) {
 
 typedef int reader(lua_State *L, const void *bytes, size_t len, size_t *used);
 
-/* Pushes a block that holds the string at 1, and no byte more. */
+/* Pages that end with the bytes of a message, the next one out of reach. */
+struct pages {
+  unsigned char *from;
+  size_t size;
+};
+
+static int pages_gc(lua_State *L) {
+  struct pages *p = lua_touserdata(L, 1);
+  if (p->from) munmap(p->from, p->size);
+  p->from = NULL;
+  return 0;
+}
+
+/* Pushes pages that end with the string at 1. */
 static const unsigned char *push_exactly(lua_State *L, size_t *len) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
   const char *s = luaL_checklstring(L, 1, len);
-  struct box *box = push_box(L);
-  if (*len) {
-    box->out.begin = malloc(*len);
-    if (!box->out.begin) luaL_error(L, "not enough memory");
-    memcpy(box->out.begin, s, *len);
+  struct pages *p = lua_newuserdatauv(L, sizeof *p, 0);
+  size_t whole = (*len + page - 1) / page * page;
+  *p = (struct pages){NULL, whole + page};
+  if (luaL_newmetatable(L, "codectest.pages")) {
+    lua_pushcfunction(L, pages_gc);
+    lua_setfield(L, -2, "__gc");
   }
-  return box->out.begin;
+  lua_setmetatable(L, -2);
+  void *from = mmap(NULL, p->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (from == MAP_FAILED || mprotect((char *)from + whole, page, PROT_NONE) < 0)
+    luaL_error(L, "not enough memory");
+  p->from = from;
+  return memcpy(p->from + whole - *len, s, *len);
 }
 
 static int decode_by(lua_State *L, reader *read, int want_used) {
@@ -109,6 +132,9 @@ static int decode_by(lua_State *L, reader *read, int want_used) {
   int top = lua_gettop(L);
   int n = read(L, bytes, len, &used);
   if (lua_gettop(L) != top + (n < 0 ? 1 : n)) return luaL_error(L, "codec_read left a stray value");
+  struct pages *p = lua_touserdata(L, top);
+  munmap(p->from, p->size); /* now: they are many, and the collector sees little of them */
+  p->from = NULL;
   if (n < 0) return refused(L, n);
   if (want_used) {
     lua_pushinteger(L, (lua_Integer)used);
@@ -272,6 +298,20 @@ static int forget(lua_State *L) {
   return 0;
 }
 
+static void found(void *arg, const char *name, size_t len) {
+  lua_State *L = arg;
+  lua_pushlstring(L, name, len);
+  lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+}
+
+static int globals(lua_State *L) {
+  static const unsigned char env[256] = {1};
+  size_t len;
+  const unsigned char *dump = push_exactly(L, &len);
+  lua_newtable(L);
+  return codec_code_scan(dump, len, env, found, L) < 0 ? 0 : 1;
+}
+
 static int register_name(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -336,6 +376,7 @@ int luaopen_codectest(lua_State *L) {
                                        {"number", number_of},
                                        {"lightuserdata", light},
                                        {"closure", closure},
+                                       {"globals", globals},
                                        {NULL, NULL}};
   luaL_checkversion(L);
   codec_open(L);
