@@ -316,6 +316,10 @@ static int load_saved(struct codec_reader *r, struct read_frame *f) {
                     lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message");
     return PLUA_ECODEC;
   }
+  if (lua_isnil(L, -1)) {
+    lua_pushliteral(L, "__plua_load gave nil where an object belongs");
+    return PLUA_ECODEC;
+  }
   if (shared) codec_remember(r, shared);
   r->depth--;
   return 0;

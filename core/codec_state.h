@@ -11,6 +11,9 @@
 #include "base.h"
 #include "codec.h"
 
+_Static_assert(sizeof(lua_Integer) == 8 && sizeof(lua_Number) == 8,
+               "messages hold integers and floats of 64 bits: Lua is built with others");
+
 /* The registry's entries of the codec, each under the address of a byte of codec_keys. */
 enum codec_key {
   KEY_METAS,  /* table: metatable -> name, name -> metatable; [1] = "__plua_save" */

@@ -1136,6 +1136,19 @@ describe("codec: hooks", function()
     assert.equal(codec.ECODEC, code)
   end)
 
+  it("must make an object: nil is none, and no key", function()
+    local Nothing <const> = { __plua_save = function() return 1 end, __plua_load = function() end }
+    codec.register("spec.Nothing", Nothing)
+    local o <const> = setmetatable({}, Nothing)
+    for _, value in ipairs { o, { o }, { o, o }, { [o] = 1 }, { x = o } } do
+      local _, why <const>, code <const> = codec.decode(codec.encode(value))
+      assert.equal("__plua_load gave nil where an object belongs", why)
+      assert.equal(codec.ECODEC, code)
+    end
+    Nothing.__plua_load = function() return false end
+    assert.same({ false, false, [false] = 1 }, cross { o, o, [o] = 1 })
+  end)
+
   it("cannot save an object inside itself", function()
     local Self <const> = { __plua_save = function(o) return { { o } } end }
     codec.register("spec.Self", Self)

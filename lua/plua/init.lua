@@ -65,7 +65,8 @@ end
 --
 -- Userdata, and objects that hold what cannot cross, need two hooks in the registered metatable.
 -- `__plua_save(object)` answers one value that goes in the object's place; it may be a table, and
--- must not hold the object. `__plua_load(value)` answers the object, made anew on the other side.
+-- must not hold the object. `__plua_load(value)` answers the object, made anew on the other side:
+-- nil is an error.
 -- What a hook raises is the reason of the refusal. No other metamethod runs while values cross.
 --
 -- ```lua
