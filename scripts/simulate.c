@@ -18,12 +18,10 @@
 #include "base.h"
 #include "link.h"
 
-#define WAKE_NS 10000    /* from a post until a worker that slept runs */
-#define BULK_NS 20000000 /* a parent that waits for everything looks that often */
-#define RECORD 24        /* bytes of a small result in a ring; half a ring calls the parent */
-#define STRETCH_NS                                                               \
-  300000 /* longer than the pool ever works in one go; shorter than a time slice \
-          */
+#define WAKE_NS 10000     /* from a post until a worker that slept runs */
+#define BULK_NS 20000000  /* a parent that waits for everything looks that often */
+#define RECORD 24         /* bytes of a small result in a ring; half a ring calls the parent */
+#define STRETCH_NS 300000 /* longer than the pool works in one go, less than a time slice */
 #define NEVER INT64_MAX
 
 enum { NONE = -1, RUN = 256 }; /* RUN: results taken in at once */
