@@ -313,6 +313,10 @@ describe("an error", function()
     assert.matches("the function cannot cross to a worker: upvalue 'thread': coroutine",
       sent(function() return thread end), 1, true)
     assert.matches("argument 1 cannot cross to a worker: coroutine", sent(print, thread), 1, true)
+    local stay <const> = "\n  a pool and its futures stay in the process that made them: inside "
+    assert.matches(stay, sent(function() return pool:apply(print) end), 1, true)
+    assert.matches(stay, sent(print, pool:apply_async(math.abs, 1)), 1, true)
+    assert.matches(stay, tostring(caught(plua.map, function() return pool end, { 1 })), 1, true)
   end)
 
   it("of what cannot be sent names each call as the script does", function()

@@ -348,10 +348,15 @@ local VERB <const> = { timeout = "stuck", memory = "wanted" }
 
 local SEND <const> = "make it inside the function or in init, or use plua.map and its sisters, " ..
   "whose workers inherit what the script has"
+local STAY <const> = "a pool and its futures stay in the process that made them: inside an item " ..
+  "use plua.map and its sisters, which run in the worker"
 local RETURN <const> = "return what it holds, or give its metatable hooks, see plua.register"
 
 -- The remedy for a value that cannot cross, by what the codec calls it; nil where that says it.
 local function remedy_of(reason, remedy)
+  if reason:find("(plua.Pool)", 1, true) or reason:find("(plua.Future)", 1, true) then
+    return STAY
+  end
   if reason:find("plua.register", 1, true) then return nil end
   if reason:find("userdata", 1, true) or reason:find("coroutine", 1, true) then return remedy end
 end
