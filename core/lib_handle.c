@@ -380,7 +380,8 @@ static lua_Integer outstanding(lua_State *L) {
 /* As handle:close(), of one that nobody holds any more. What is dropped with a pool is told. */
 static int collect_handle(lua_State *L) {
   const struct handle *h = luaL_checkudata(L, 1, "plua.handle");
-  bool silent = h->once || !h->pool || h->rt->stop || is_foreign(h);
+  bool open = h->pool || h->inliner;
+  bool silent = !open || h->once || h->rt->stop || is_foreign(h);
   lua_Integer n = 0;
   lua_getiuservalue(L, 1, H_JOBS);
   for (lua_pushnil(L); !silent && lua_next(L, -2); lua_pop(L, 1)) n += outstanding(L);

@@ -313,12 +313,12 @@ end)
 describe("a pool that is forgotten", function()
   helper.guard()
 
-  local function told(code)
+  local function told(code, workers)
     local result <const> = helper.run(helper.plua .. " " .. helper.script([[
       local plua = require "plua"
-      local pool = plua.pool { workers = 2 }
+      local pool = plua.pool { workers = math.tointeger(arg[1]) }
       local function idle() while true do end end
-    ]] .. code))
+    ]] .. code) .. " " .. (workers or 2))
     assert.equal(0, result.status, result.err)
     return result.err
   end
@@ -328,6 +328,7 @@ describe("a pool that is forgotten", function()
     assert.truthy(told("pool:apply_async(idle)"):find(text:format(1, "is"), 1, true))
     assert.truthy(told("for _ = 1, 5 do pool:apply_async(idle) end pool = nil collectgarbage()")
       :find(text:format(5, "are"), 1, true))
+    assert.truthy(told("pool:apply_async(idle)", 0):find(text:format(1, "is"), 1, true))
     assert.truthy(told("pool:map_async(idle, plua.range(1, 1000)) pool:close()")
       :find(text:format(1000, "are"), 1, true))
   end)
