@@ -84,6 +84,9 @@ struct link_ops {
   /* Has item k of 'slot' interrupted in worker w, if it still runs it. */
   void (*interrupt)(struct link *l, int w, unsigned slot, unsigned k);
   void (*kill)(struct link *l, int w);
+  /* What worker w has said contradicts what it was given: no more of it is told, until it is dead.
+   */
+  void (*distrust)(struct link *l, int w);
   /* Worker w was killed and does not end: from now on nothing that it says counts. LINK_DEAD comes
      if it ends after all. */
   void (*abandon)(struct link *l, int w);

@@ -308,6 +308,10 @@ static void local_kill(struct link *link, int w) {
   local_kill_peer(&self(link)->peer[w]);
 }
 
+static void local_distrust(struct link *link, int w) {
+  self(link)->peer[w].broken = true;
+}
+
 /* It is held first, since whoever stopped it may let it go on meanwhile. */
 static void local_end_stopped(struct link *link, int w, unsigned got) {
   struct peer *p = &self(link)->peer[w];
@@ -529,6 +533,7 @@ static const struct link_ops ops = {
   .running = local_running,
   .interrupt = local_interrupt,
   .kill = local_kill,
+  .distrust = local_distrust,
   .end_stopped = local_end_stopped,
   .abandon = local_abandon,
   .next = local_next,

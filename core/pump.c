@@ -165,6 +165,7 @@ static int64_t tick(const struct plua_pool *p) {
 static void suspect(struct plua_pool *p, int w) {
   if (!p->worker[w].broken && p->worker[w].in_slot < 0) be_careful(p);
   p->worker[w].broken = true;
+  p->link->ops->distrust(p->link, w);
   pool_kill(p, w);
 }
 

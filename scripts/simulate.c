@@ -461,6 +461,7 @@ static const struct link_ops ops = {
   .running = sim_running,
   .interrupt = sim_interrupt,
   .kill = sim_worker,
+  .distrust = sim_worker,
   .end_stopped = sim_end_stopped,
   .next = sim_next,
   .wait = sim_wait,

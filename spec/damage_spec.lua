@@ -92,6 +92,37 @@ describe("an item that does damage and goes on", function()
     end
   end)
 
+  it("may say by its word that it runs another item, or none", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local word = math.tointeger(tonumber(arg[1]))
+      local function f(i)
+        if i % 30 == 10 and plua.worker().attempt == 1 then kit.spoil(word) end
+        return -i
+      end
+      for workers = 1, 3 do
+        local opts = { workers = workers, on_error = "collect", chunksize = 30 }
+        local pool <close> = plua.pool(opts)
+        for _, r in ipairs { plua.map(f, plua.range(1, 60), opts),
+          pool:map(f, plua.range(1, 60)) } do
+          for i = 1, 60 do
+            if plua.iserror(r[i]) then assert(r[i].kind == "crash", tostring(r[i]))
+            else assert(r[i] == -i, i) end
+          end
+        end
+        for i = 1, 9 do assert(pool:apply(math.abs, -i) == i) end
+      end
+      print("done")
+    ]]
+    -- seq:32 next:16 end:16; none of a batch left, a few, more than there are, no such batch; held
+    for _, word in ipairs { 0, 0x1001e001e, 0x10005001e, 0x1000bffff, 0x70000000b001e, -1 } do
+      local result <const> = helper.run(("%s %s %d"):format(helper.plua, script, word),
+        { timeout = 20 })
+      assert.same({ "done\n", "", 0 }, { result.out, result.err, result.status },
+        ("word %x"):format(word))
+    end
+  end)
+
   it("may fork, both copies going on", function()
     local script <const> = helper.script [[
       local plua, kit = require "plua", require "crashkit"

@@ -9,6 +9,7 @@
 #include <lua.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,6 +213,22 @@ static int crash_scribble(lua_State *L) {
   }
   lua_pushinteger(L, (lua_Integer)total);
   return 1;
+}
+
+/* spoil(value): overwrites the first word of every shared mapping that can be written and does not
+   begin where its file does: of plua's, the word that tells which item runs. */
+static RAW int crash_spoil(lua_State *L) {
+  uint64_t value = (uint64_t)luaL_checkinteger(L, 1);
+  char line[512], mode[5];
+  size_t from, offset;
+  FILE *maps = fopen("/proc/self/maps", "re");
+  if (!maps) return luaL_error(L, "/proc/self/maps: %s", strerror(errno));
+  while (fgets(line, sizeof line, maps))
+    if (sscanf(line, "%zx-%*x %4s %zx", &from, mode, &offset) == 3 && offset > 0 &&
+        mode[1] == 'w' && mode[3] == 's')
+      *(volatile uint64_t *)from = value;
+  fclose(maps);
+  return 0;
 }
 
 static char note_path[4096];
@@ -434,6 +451,7 @@ static const luaL_Reg functions[] = {
   {"cstack", crash_cstack},
   {"eat", crash_eat},
   {"scribble", crash_scribble},
+  {"spoil", crash_spoil},
   {"thread", crash_thread},
   {"setenv", crash_setenv},
   {"pid", crash_pid},
