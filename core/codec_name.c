@@ -117,11 +117,7 @@ static int is_new(lua_State *L, int names) {
 void codec_names_refresh(lua_State *L) {
   luaL_checkstack(L, 16, NULL);
   int top = lua_gettop(L), fresh = 0;
-  if (codec_push(L, KEY_NAMES) == LUA_TNIL) {
-    codec_open(L);
-    lua_pop(L, 1);
-    codec_push(L, KEY_NAMES);
-  }
+  codec_push(L, KEY_NAMES);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   lua_pushnil(L);
   while (!fresh && lua_next(L, top + 2)) {

@@ -205,10 +205,10 @@ static void keep_one(lua_State *L, struct job *job, uint64_t index) {
   case KEEP_QUEUE:
     stream_keep(L, job, index, AT_JOB, AT_RESULTS);
     return;
-  case KEEP_FUTURES:
-    keep_future(L, index, 1, false);
-    return;
+  case KEEP_FUTURES: /* keep_future's */
+    break;
   }
+  IMPOSSIBLE("a future among results");
 }
 
 /* Under "raise": keeps the error of the lowest index; the first withdraws what has not begun. */

@@ -494,6 +494,14 @@ describe("codec: the map of addresses", function()
       for p, at in next, met do assert(codec.meet(map, p, here) == at) end
     end
   end)
+
+  it("has room for very many of any kind", function()
+    for _, step in ipairs { 24, 16, 1 << 15 } do
+      local map <const>, N <const> = codec.map(), 100000
+      for i = 1, N do assert(codec.meet(map, BASE + i * step, i) == nil) end
+      for i = 1, N do assert(codec.meet(map, BASE + i * step, N) == i) end
+    end
+  end)
 end)
 
 describe("codec: memory that is not laid out as Lua's", function()
@@ -708,7 +716,8 @@ describe("codec: the globals that functions read", function()
     assert.same({ "x", "y" },
       named("local e = x; return function() local _ENV = e; return z end, y"))
     -- From where _ENV is taken as a value, each constant may be a name.
-    assert.same({ "a", "a", "b", "c" }, named("local e = _ENV; return a, 1.5, 'b', 'c', true, 1 << 40"))
+    assert.same({ "a", "a", "b", "c" },
+      named("local e = _ENV; return a, 1.5, 'b', 'c', true, 1 << 40"))
     for _, n in ipairs { 254, 255, 256, 257, 300 } do
       local source <const>, all <const> = { "local t = {} " }, {}
       for i = 1, n do source[i + 1], all[i] = ("t['k%d'] = t "):format(i), "k" .. i end
@@ -797,6 +806,21 @@ describe("codec: the globals that functions read", function()
       assert.matches("codec_spec.lua:%d+: ", message)
       assert.equal(why, message:match(":%d+: (.*)"))
     end
+  end)
+
+  it("are told as stubs beside other operands too", function()
+    G.g_thread = coroutine.create(print)
+    local f <const> = cross(function(how)
+      if how == 1 then return setmetatable({}, {}) .. g_thread end
+      if how == 2 then return 1 + g_thread end
+      return g_thread
+    end)
+    for how = 1, 2 do
+      local _, message <const> = pcall(f, how)
+      assert.matches(":%d+: global 'g_thread' cannot cross processes: coroutine$", message)
+    end
+    local _, message <const> = pcall(debug.getmetatable(f(3)).__len, {})
+    assert.equal("this global could not cross processes", message)
   end)
 
   it("stay stubs, with the reason, when they are sent on", function()
@@ -931,6 +955,41 @@ describe("codec: names", function()
   end)
 end)
 
+describe("codec: a result that only its worker could read", function()
+  local plua <const> = require "plua"
+  local WHY <const> =
+    "no metatable is registered here under the name 'spec.only there' (plua.register)"
+
+  local function make(i)
+    if i ~= 2 then return i end
+    local class <const> = {}
+    require("plua").register("spec.only there", class)
+    return setmetatable({}, class)
+  end
+
+  it("is its item's error, and no other's", function()
+    local opts <const> = { workers = 2, on_error = "collect" }
+    local list <const> = plua.map(make, { 1, 2, 3 }, opts)
+    assert.same({ 1, 3 }, { list[1], list[3] })
+    local streamed <const> = {}
+    for i, result in plua.imap(make, { 1, 2, 3 }, opts) do streamed[i] = result end
+    assert.same({ 1, 3 }, { streamed[1], streamed[3] })
+    for _, err in ipairs { list[2], streamed[2] } do
+      assert.same({ "encode", WHY, 2, 2 }, { err.kind, err.message, err.index, err.item })
+    end
+    local ok <const>, err <const> = pcall(plua.map, make, { 1, 2, 3 }, { workers = 2 })
+    assert.same({ false, "encode", WHY }, { ok, err.kind, err.message })
+  end)
+
+  it("is its future's error", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local future <const> = pool:apply_async(make, 2)
+    local ok <const>, err <const> = pcall(future.get, future)
+    assert.same({ false, "encode", WHY }, { ok, err.kind, err.message })
+    assert.equal(3, pool:apply(make, 3))
+  end)
+end)
+
 describe("codec: null", function()
   it("of lua-cjson is null on the other side, as a value and as a key", function()
     local null <const> = require("cjson").null
@@ -988,6 +1047,8 @@ describe("codec: what cannot cross", function()
     cases[#cases + 1] = { path .. ": coroutine",
       function() return { [key] = coroutine.create(print) } end }
   end
+  cases[#cases + 1] = { "[table]: coroutine",
+    function() return { [{}] = coroutine.create(print) } end }
   cases[#cases + 1] = { ".upvalue 1: coroutine", function()
     local thread <const> = coroutine.create(print)
     local f <const> = load(string.dump(function() return thread end, true))
@@ -1133,6 +1194,14 @@ describe("codec: hooks", function()
     codec.register("spec.Late", Late)
     local _, why <const>, code <const> = codec.decode(codec.encode { setmetatable({}, Late) })
     assert.equal("__plua_load failed: not here", why)
+    assert.equal(codec.ECODEC, code)
+  end)
+
+  it("are needed on both sides", function()
+    local Half <const> = { __plua_save = function() return 1 end }
+    codec.register("spec.Half", Half)
+    local _, why <const>, code <const> = codec.decode(codec.encode(setmetatable({}, Half)))
+    assert.equal("an object with __plua_save whose metatable has no __plua_load here", why)
     assert.equal(codec.ECODEC, code)
   end)
 
@@ -1327,6 +1396,13 @@ describe("codec: bytes that are no message", function()
     assert.equal("malformed message: a reference to nothing, at byte 5",
       why("\x0e" .. string.pack("I4", 4)))
     assert.equal("malformed message: a reference to no string, at byte 2", why("\x0d\0"))
+  end)
+
+  it("cannot be bytecode that Lua does not load", function()
+    local message <const> = codec.encode(function() end):gsub("\27Lua", "\27Lub")
+    local _, why <const>, number <const> = codec.decode(message)
+    assert.matches("^malformed message: a function, plua: ", why)
+    assert.equal(codec.EFORMAT, number)
   end)
 
   it("cannot share upvalues with what has none", function()
