@@ -495,11 +495,25 @@ describe("codec: the map of addresses", function()
     end
   end)
 
-  it("has room for very many of any kind", function()
+  it("has room for very many of any kind, and forgets them", function()
     for _, step in ipairs { 24, 16, 1 << 15 } do
       local map <const>, N <const> = codec.map(), 100000
       for i = 1, N do assert(codec.meet(map, BASE + i * step, i) == nil) end
       for i = 1, N do assert(codec.meet(map, BASE + i * step, N) == i) end
+      codec.forget(map, 100)
+      for i = 1, N do assert(codec.meet(map, BASE + i * step, i) == (i < 100 and i or nil)) end
+    end
+  end)
+
+  it("knows neighbours of what is forgotten", function()
+    for round = 1, 1000 do
+      local map <const>, order <const>, from <const> = codec.map(), {}, round % 60
+      for i = 0, 59 do table.insert(order, math.random(i + 1), BASE + i // 2 * 64 + i % 2 * 16) end
+      for at, p in ipairs(order) do assert(codec.meet(map, p, at) == nil) end
+      codec.forget(map, from)
+      for at, p in ipairs(order) do
+        assert(codec.meet(map, p, at) == (at < from and at or nil))
+      end
     end
   end)
 end)
