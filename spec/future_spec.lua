@@ -275,9 +275,13 @@ describe("a call that failed", function()
       "", "plua.wait(list)", "list = nil", "for _ in plua.as_completed(list) do end",
     } do
       local result <const> = ran(code)
-      assert.matches("^plua: 3 calls failed, and nobody asked their futures: item %d", result.err)
+      assert.matches("^plua: 3 calls failed, and nobody asked their futures; one of them: item %d",
+        result.err)
       assert.equal(1, result.status)
     end
+    local gone <const> = ran([[plua.wait(list) local first = list[3] list = nil collectgarbage()
+      pcall(first.get, first)]])
+    assert.matches("^plua: 2 calls failed, and nobody asked their futures[\n;]", gone.err)
     local one <const> = ran("pcall(list[3].get, list[3]) pcall(list[10].get, list[10])")
     assert.matches("^plua: 1 call failed, and nobody asked its future: item 7: no 7", one.err)
     assert.equal(1, one.status)

@@ -180,8 +180,10 @@ function M.untold()
   if failures == 0 then return nil end
   local n <const> = failures
   failures = 0
-  return ("%d call%s failed, and nobody asked %s%s"):format(n, n == 1 and "" or "s",
-    n == 1 and "its future" or "their futures", witness and ": " .. tostring(witness) or "")
+  local what <const> = n == 1 and "1 call failed, and nobody asked its future" or
+    ("%d calls failed, and nobody asked their futures"):format(n)
+  if witness == nil then return what end -- its future has been asked, the others are gone
+  return ("%s%s: %s"):format(what, n > 1 and "; one of them" or "", witness)
 end
 
 -- Where the program is not ours, that is said, if warnings are on, as its state is closed.
