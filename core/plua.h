@@ -386,7 +386,9 @@ PLUA_API int plua_cpus(plua_cpu_source *sources, int max, int *n);
 
 struct lua_State;
 
-/* Opens the module plua.core: a lua_CFunction, for luaL_requiref or package.preload. */
+/* Opens the module plua.core: a lua_CFunction, for luaL_requiref or package.preload. With that and
+   a package.path to the modules in Lua (share/lua/5.4 of the installed tree), require "plua" works
+   in any number of the host's own states. */
 PLUA_API int luaopen_plua_core(struct lua_State *L);
 
 /* What a program that owns its process asks of all calls of the module. */

@@ -45,6 +45,45 @@ int main(void) {
 }
 ]]
 
+-- Two states in one program, each with a pool and a C function of the host's.
+local STATES <const> = [[
+#include <lua.h>
+#include <lauxlib.h>
+#include <lualib.h>
+#include <plua.h>
+#include <stdio.h>
+
+static int cube(lua_State *L) {
+  lua_Integer x = luaL_checkinteger(L, 1);
+  lua_pushinteger(L, x * x * x);
+  return 1;
+}
+
+static void run(lua_State *L, const char *code) {
+  if (luaL_dostring(L, code)) printf("error: ");
+  printf("%s\n", lua_tostring(L, -1));
+  lua_settop(L, 0);
+}
+
+int main(void) {
+  lua_State *state[2];
+  for (int i = 0; i < 2; i++) {
+    lua_State *L = state[i] = luaL_newstate();
+    luaL_openlibs(L);
+    luaL_requiref(L, "plua.core", luaopen_plua_core, 0);
+    lua_register(L, "cube", cube);
+    run(L, "plua = require 'plua' pool = plua.pool { workers = 2 }"
+           "return table.concat(plua.map(cube, { 1, 2, 3 }), ' ')");
+  }
+  for (int i = 0; i < 4; i++)
+    run(state[i % 2], "return table.concat(pool:map(function(x) return cube(x) + 1 end, "
+                      "{ 1, 2, 3 }), ' ')");
+  lua_close(state[0]);
+  lua_close(state[1]);
+  return 0;
+}
+]]
+
 local function sh(command, opts)
   local result <const> = helper.run(command, opts)
   assert.equal(0, result.status, command .. "\n" .. result.out .. result.err)
@@ -72,13 +111,13 @@ end)
 teardown(function() sh("rm -rf " .. prefix) end)
 
 local function pkg_config(args)
-  return sh("pkg-config " .. args .. " plua",
-    { env = { PKG_CONFIG_PATH = prefix .. "/lib/pkgconfig" } }):gsub("%s+$", "")
+  return (sh("pkg-config " .. args .. " plua",
+    { env = { PKG_CONFIG_PATH = prefix .. "/lib/pkgconfig" } }):gsub("%s+$", ""))
 end
 
-local function compile_host(how)
+local function compile_host(how, source)
   local dir <const> = helper.tmp()
-  helper.write(dir .. "/host.c", HOST)
+  helper.write(dir .. "/host.c", source or HOST)
   sh(("%s -std=c11 -Wall -Wextra -Werror -o %s/host %s/host.c %s"):format(cc, dir, dir, how))
   return dir .. "/host"
 end
@@ -133,8 +172,17 @@ describe("make install", function()
     assert.equal("441\n", sh(host))
   end)
 
+  it("gives require \"plua\" to the states of a host", function()
+    local host <const> = compile_host(pkg_config("--cflags --libs --static"), STATES)
+    local out <const> = sh(host, { env = {
+      LD_LIBRARY_PATH = prefix .. "/lib", LUA_CPATH = "",
+      LUA_PATH = prefix .. "/share/lua/5.4/?.lua;" .. prefix .. "/share/lua/5.4/?/init.lua",
+    } })
+    assert.equal(("1 8 27\n"):rep(2) .. ("2 9 28\n"):rep(4), out)
+  end)
+
   it("says its version and its compatibility", function()
-    assert.equal(version, (pkg_config("--modversion")))
+    assert.equal(version, pkg_config("--modversion"))
     local dynamic <const> = sh("readelf -dW " .. prefix .. "/lib/libplua.so")
     assert.truthy(dynamic:find("SONAME.-%[libplua%.so%.0%]"), dynamic)
   end)
