@@ -29,13 +29,6 @@ enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w) {
   return s == slot_state(seq, *w + 1, SLOT_TAKEN) && *w < l->team.cap ? SAYS_TAKEN : SAYS_GARBAGE;
 }
 
-/* Whether outcomes are still to come of the batch that it began last. */
-static bool is_busy(const struct local *l, const struct peer *p) {
-  if (p->slot == NO_SLOT) return false;
-  const struct posted *o = &l->posted[p->slot];
-  return o->state == OUT_BEGUN && o->seq == p->seq;
-}
-
 /* A worker may begin what the board says that it took; where the board was overwritten, what it
    knows the number of. */
 static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame *f,
@@ -45,7 +38,7 @@ static bool frame_begin(struct local *l, struct peer *p, const struct ring_frame
   if (f->len != sizeof begun) return false;
   memcpy(begun, f->body, sizeof begun);
   uint32_t slot = begun[0], seq = begun[1];
-  if (slot >= l->team.view.slots || is_busy(l, p)) return false;
+  if (slot >= l->team.view.slots || peer_busy(l, p)) return false;
   struct posted *o = &l->posted[slot];
   if (o->state != OUT_READY || o->seq != seq) return false;
   enum slot_says says = slot_says(l, slot, &w);

@@ -403,11 +403,19 @@ static unsigned local_idle(struct link *link) {
   return n;
 }
 
-/* Workers that are held, but not by us, would wait for ever. */
+/* A worker that is held, but not by us, would wait for ever; so would we for one that rests, and
+   has not said what became of all that it began. */
+static bool is_stuck(const struct local *l, const struct peer *p) {
+  if (atomic_load(&p->slice->word) == WORD_HOLD) return true;
+  uint32_t sleep = atomic_load(&p->slice->sleeping);
+  bool rests = sleep == DROWSY || sleep == ASLEEP;
+  return rests && peer_busy(l, p) && atomic_load(&p->slice->ring.tail) == p->ring.head;
+}
+
 static void kill_stuck(struct local *l) {
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
-    if (p->state != P_ALIVE || atomic_load(&p->slice->word) != WORD_HOLD) continue;
+    if (p->state != P_ALIVE || !is_stuck(l, p)) continue;
     p->broken = true;
     local_kill_peer(p);
   }

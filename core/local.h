@@ -82,6 +82,12 @@ static inline void posted_enter(struct local *l, unsigned i, enum posted_state s
   l->ready += (state == OUT_READY) - (l->posted[i].state == OUT_READY);
   l->posted[i].state = state;
 }
+/* Whether outcomes are still to come of the batch that it began last. */
+static inline bool peer_busy(const struct local *l, const struct peer *p) {
+  if (p->slot == NO_SLOT) return false;
+  const struct posted *o = &l->posted[p->slot];
+  return o->state == OUT_BEGUN && o->seq == p->seq;
+}
 /* hear.c: the next thing that workers said or suffered: 1 and the event, or 0. As link_ops.next. */
 int hear_next(struct local *l, struct link_event *e, plua_reply *replies, unsigned max);
 /* hear.c: whether hear_next has something; 'how' as in link_ops.wait. */

@@ -123,6 +123,31 @@ describe("an item that does damage and goes on", function()
     end
   end)
 
+  -- Ten messages of 16 bytes, and one that says that this is all: the first comes to hold them all.
+  it("may overwrite what it has said: what is missed is run again", function()
+    local path <const> = helper.tmp() .. "/last"
+    local pool <close> = plua.pool { workers = 1 }
+    local later <const> = pool:map_async(function(i)
+      if i == 10 and plua.worker().attempt == 1 and not helper.read(path) then
+        helper.write(path, tostring(kit.swallow("needle", 10 * 16 + 16 - 6)))
+      end
+      return i == 1 and "needle" or ("item%02d"):format(i)
+    end, plua.range(1, 10), { chunksize = 10, on_error = "collect" })
+    assert(helper.wait(function() return helper.read(path) end), "the last item does not run")
+    assert(helper.wait(function()
+      for _, pid in ipairs(helper.children()) do
+        local stat <const> = helper.read("/proc/" .. pid .. "/stat") or ""
+        if not stat:find "%) S" then return false end
+      end
+      return true
+    end))
+    assert.equal("1", helper.read(path))
+    local start <const> = kit.now()
+    local r <const> = later:get(10)
+    for i = 2, 10 do assert.equal(("item%02d"):format(i), r[i]) end
+    assert(kit.now() - start < 5, "it took too long")
+  end)
+
   it("may fork, both copies going on", function()
     local script <const> = helper.script [[
       local plua, kit = require "plua", require "crashkit"
