@@ -145,6 +145,7 @@ PLUA_API int luaopen_plua_core(lua_State *L) {
   lib_job_open(L);
   lib_order_open(L);
   lib_share_open(L);
+  lib_error_open(L);
   lib_pump_open(L);
   lib_stop_open(L);
   return 1;

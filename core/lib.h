@@ -225,9 +225,13 @@ void lib_stop_open(struct lua_State *L);
 
 /* handle:pump([job], timeout, bulk): see lib_pump.c. */
 int lib_pump(struct lua_State *L);
+
+/* ---- lib_error.c ----------------------------------------------------------------------------- */
+
 /* Pushes the error object of the fields in the table on top, which it replaces. */
 void push_error(struct lua_State *L);
-
+/* Pushes that of an event. 'at': the index of the item's job; 'job' NULL: it is no item's. */
+void push_failure(struct lua_State *L, struct job *job, const plua_event *ev, int at);
 /* Raises an error object of kind "encode". The message is on top of the stack. */
 _Noreturn void raise_encode(struct lua_State *L);
 
@@ -238,6 +242,7 @@ void lib_handle_open(struct lua_State *L);
 void lib_job_open(struct lua_State *L);
 void lib_order_open(struct lua_State *L);
 void lib_share_open(struct lua_State *L);
+void lib_error_open(struct lua_State *L);
 void lib_pump_open(struct lua_State *L);
 
 #endif

@@ -34,17 +34,6 @@ static double timeout_of(lua_State *L) {
   return seconds < 1e-9 ? 1e-9 : seconds;
 }
 
-void raise_encode(lua_State *L) {
-  lua_createtable(L, 0, 2);
-  lua_insert(L, -2);
-  lua_setfield(L, -2, "message");
-  lua_pushliteral(L, "encode");
-  lua_setfield(L, -2, "kind");
-  push_error(L);
-  lua_error(L);
-  IMPOSSIBLE("lua_error returned");
-}
-
 /* ---- life ----------------------------------------------------------------------------------- */
 
 bool job_ready(const struct job *job) {
