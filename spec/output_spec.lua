@@ -143,6 +143,18 @@ describe("lines that items print", function()
     assert.truthy(result.err:find("\n1 late\n"), result.err)
   end)
 
+  for _, how in ipairs { "plain", "wide", "before" } do
+    it("are out when their item ends, printed by C: " .. how, function()
+      local text <const> = written("a file", ([[
+        local plua, kit = require "plua", require "crashkit"
+        plua.map(function(i)
+          if i == 2 then kit.raise(9) end
+          kit.print("%s", "item " .. i .. "\n")
+        end, plua.range(1, 2), { workers = 1, on_error = "collect", retries = 0 })]]):format(how))
+      assert.equal("item 1\n", text)
+    end)
+  end
+
   it("keep what was written when C exits, and lose nothing at the end of an item", function()
     local text <const> = written("a file", [[
       io.write("parent ")

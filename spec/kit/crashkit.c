@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
 
 /* The sanitizers must not see these faults before the kernel does. */
 #define RAW __attribute__((no_sanitize("address", "undefined", "thread")))
@@ -309,6 +310,20 @@ static int crash_setenv(lua_State *L) {
   return 1;
 }
 
+/* The stdout that this module was loaded with: C++ keeps one so. */
+static FILE *before;
+
+/* print(how, text): "plain": to stdout; "before": to that of before; "wide": as wide characters,
+   there too. */
+static int crash_print(lua_State *L) {
+  const char *how = luaL_checkstring(L, 1), *text = luaL_checkstring(L, 2);
+  if (strcmp(how, "wide") == 0)
+    fwprintf(before, L"%s", text);
+  else
+    fputs(text, strcmp(how, "before") == 0 ? before : stdout);
+  return 0;
+}
+
 static int crash_pid(lua_State *L) {
   lua_pushinteger(L, getpid());
   return 1;
@@ -478,6 +493,7 @@ static const luaL_Reg functions[] = {
   {"swallow", crash_swallow},
   {"thread", crash_thread},
   {"setenv", crash_setenv},
+  {"print", crash_print},
   {"pid", crash_pid},
   {"ppid", crash_ppid},
   {"nofile", crash_nofile},
@@ -496,6 +512,7 @@ static const luaL_Reg functions[] = {
 };
 
 int luaopen_crashkit(lua_State *L) {
+  before = stdout;
   luaL_newlib(L, functions);
   return 1;
 }
