@@ -27,7 +27,7 @@ static uint64_t xoshiro(uint64_t *s) {
   return result;
 }
 
-/* wyrand: what is drawn at each multiple of STEP is as good as random; one multiplication. */
+/* wyrand (Wang Yi, wyhash): what is drawn at each multiple of STEP is as good as random. */
 #define STEP UINT64_C(0xa0761d6478bd642f)
 __extension__ typedef unsigned __int128 wide;
 static uint64_t mix(uint64_t x) {
