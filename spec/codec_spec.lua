@@ -1,6 +1,7 @@
 -- The codec: every kind of value there and back, what is shared, what is refused and where, and
 -- any bytes at all. SPDX-License-Identifier: MIT
 require "spec.helper"
+local alike <const> = require "spec.alike"
 local codec <const> = require "codectest"
 
 -- Files of specs have an _ENV of their own, which only looks like a table: globals are set in _G.
@@ -28,24 +29,8 @@ end
 
 local function bits(x) return string.pack("n", x) end
 
---- Whether two values are equal bit for bit, following tables once; tables as keys only by number.
-local function alike(a, b, seen)
-  if (math.type(a) or type(a)) ~= (math.type(b) or type(b)) then return false end
-  if math.type(a) == "float" then return bits(a) == bits(b) end
-  if type(a) ~= "table" then return a == b end
-  if seen[a] then return seen[a] == b end
-  seen[a] = b
-  local n = 0
-  for k, v in next, a do
-    n = n + 1
-    if type(k) ~= "table" and not alike(v, rawget(b, k), seen) then return false end
-  end
-  for _ in next, b do n = n - 1 end
-  return n == 0
-end
-
 local function same(a, b)
-  if not alike(a, b, {}) then assert.same(a, b) error("not alike, to the bit", 2) end
+  if not alike(a, b) then assert.same(a, b) error("not alike, to the bit", 2) end
 end
 
 local nan <const> = string.unpack("n", string.pack("J", 0x7ff8dead0000beef))

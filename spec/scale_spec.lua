@@ -1,6 +1,7 @@
 -- What holds at any size and for any number of workers: many items, long streams, many pools, large
 -- and odd values. SPDX-License-Identifier: MIT
 local helper <const> = require "spec.helper"
+local alike <const> = require "spec.alike"
 local plua <const> = require "plua"
 local kit <const> = require "crashkit"
 
@@ -397,21 +398,6 @@ describe("values of every kind", function()
     { true, false, true },
   }
 
-  -- The same bits, types and shape. Tables of these specs have no tables as keys.
-  local function same(a, b)
-    if math.type(a) ~= math.type(b) or type(a) ~= type(b) then return false end
-    if type(a) == "number" then return string.pack("n", a) == string.pack("n", b) and
-      (math.type(a) == "integer" and a == b or math.type(a) == "float") end
-    if type(a) ~= "table" then return a == b end
-    for k, v in pairs(a) do
-      if not same(v, b[k]) then return false end
-    end
-    for k in pairs(b) do
-      if a[k] == nil then return false end
-    end
-    return getmetatable(a) == getmetatable(b)
-  end
-
   it("cross there and back, bit for bit", function()
     local pool <close> = plua.pool { workers = 2 }
     local n <const> = #values
@@ -423,11 +409,11 @@ describe("values of every kind", function()
         plua.map(function(v) return { v } end, values, { workers = 0 })),
     } do
       for i = 1, n do
-        if not same(values[i], list[i]) then error(("%s: value %d"):format(how, i)) end
+        if not alike(values[i], list[i]) then error(("%s: value %d"):format(how, i)) end
       end
     end
     for i = 1, n do
-      if not same(values[i], (pool:apply(function(v) return v end, values[i]))) then
+      if not alike(values[i], (pool:apply(function(v) return v end, values[i]))) then
         error(("apply: value %d"):format(i))
       end
     end
