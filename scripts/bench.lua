@@ -133,14 +133,14 @@ end
 
 -- ---- rows ----
 
-local function judge(case, results)
+local function judge(case, results, pair)
   local medians <const>, targets <const> = {}, {}
   for who, result in pairs(results) do
     medians[who] = result.median
     for name, value in pairs(result.fields or {}) do medians[who .. "_" .. name] = value end
   end
   if not medians.plua then return targets end
-  medians.pair = measure.pair(results.plua, results.limit)
+  medians.pair = pair
   local judged <const> = case.targets(medians)
   for i = 1, 3 do
     if judged[i] then
@@ -166,9 +166,10 @@ local function row_of(case, found)
     end
   end
   for who, why in pairs(absent) do results[who] = why end
+  local pair <const> = case.bare and measure.pair(results.plua, results.limit)
   return { id = case.id, name = case.name, unit = case.unit, more = case.more, items = case.n,
-    rounds = asked, results = results, targets = judge(case, results),
-    pair = case.bare and measure.pair(results.plua, results.limit) }
+    rounds = asked, results = results, targets = judge(case, results, pair),
+    pair = pair }
 end
 
 local function chosen(case)
