@@ -34,9 +34,9 @@ struct ring {
   uint64_t head; /* reader: next frame; writer: the last head it saw */
   uint64_t tail; /* writer: where the next frame is published; reader: the last tail it saw */
   uint64_t at;   /* writer: where the frame being written begins (tail, or past a skipped rest) */
-  unsigned char *here,
-    *end;         /* writer: the same in 'data'; up to where it may write from there on */
-  uint64_t given; /* reader: the head that the writer knows */
+  unsigned char *here; /* writer: the same in 'data' */
+  unsigned char *end;  /* writer: up to where it may write from there on */
+  uint64_t given;      /* reader: the head that the writer knows */
 };
 
 struct plua_reply;

@@ -50,7 +50,6 @@ struct work {
   plua_feed feed;
   plua_item item;
   uint64_t first, cursor;
-  uint32_t seq;
   uint16_t k, count; /* below BATCH_MAX */
   struct stopwatch watch;
 };
@@ -391,7 +390,7 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   const struct slot *slot = &s->view.slot[i];
   struct work *w = &s->work;
   unsigned n = slot->n;
-  *w = (struct work){.seq = seq, .first = slot->first, .cursor = slot->off};
+  *w = (struct work){.first = slot->first, .cursor = slot->off};
   w->item = (plua_item){.job = slot->job, .attempt = slot->attempt, .call_len = slot->call_len};
   w->feed = (plua_feed){&w->item, &s->out, item_done};
   uint64_t call = slot->call_off;
