@@ -4,6 +4,7 @@
 #define PLUA_BASE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,6 +50,16 @@ ssize_t read_all(int fd, void *bytes, size_t len);
 /* A copy of 'fd' that is at least 3, close-on-exec, 'fd' closed; so that a host that runs with
    closed standard streams never finds ours in their place. Negative passes; else fd or -errno. */
 int fd_above_stdio(int fd);
+
+/* Whether a file may hold what is not written yet: what this looks at is of glibc's binary
+   interface, and it makes no call. */
+static inline bool may_hold(const FILE *f) {
+  return f->_mode > 0 || f->_IO_write_ptr != f->_IO_write_base;
+}
+
+/* As fflush(NULL), but where no file holds anything nothing is written to: fflush takes and gives
+   back the lock of each, and a process that was forked pays for a copy of each page. */
+void flush_files(void);
 
 /* Sleeps while the word is 'seen', for at most so long; may wake for no reason. */
 void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms);

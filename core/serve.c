@@ -464,7 +464,7 @@ _Noreturn static void body(struct server *s) {
   if (refused) {
     reply_publish(s, FRAME_BOOT, 0);
     doorbell(s);
-    fflush(NULL);
+    flush_files();
     _exit(STATUS_GUARD);
   }
   FAIL_POINT(W_READY);
@@ -478,7 +478,7 @@ _Noreturn static void body(struct server *s) {
   if (failed) reply_publish(s, FRAME_LEFT, 0);
   doorbell(s);
   FAIL_POINT(W_BYE);
-  fflush(NULL);
+  flush_files();
   if (s->keeps) show_output(s, 0);
   _exit(0);
 }
@@ -486,7 +486,7 @@ _Noreturn static void body(struct server *s) {
 /* exit() in an item must not run the exit handlers of the program that was forked. */
 static void leave_at_once(int status, void *unused) {
   (void)unused;
-  fflush(NULL);
+  flush_files();
   _exit(status);
 }
 
@@ -558,7 +558,7 @@ _Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg) {
     tasks->guard(tasks->ctx, then, arg);
   else
     then(arg);
-  fflush(NULL);
+  flush_files();
   _exit(STATUS_GUARD);
 }
 

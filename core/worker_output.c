@@ -51,16 +51,11 @@ COLD static void write_pending(void) {
   if (lines_unfinished) lines_end();
 }
 
-/* Whether __fpending needs to be asked: what this looks at is of glibc's binary interface. */
-static bool may_hold(const FILE *f) {
-  return f->_mode > 0 || f->_IO_write_ptr != f->_IO_write_base;
-}
-
 void output_item_end(void) {
   if (UNLIKELY(may_hold(stdout) || may_hold(native) || lines_unfinished)) write_pending();
 }
 
 void output_end(void) {
-  fflush(NULL);
+  flush_files();
   lines_end();
 }
