@@ -13,9 +13,9 @@
 
 /* Limits. A test build (make test SMALL=1) shrinks them so that every edge is met. */
 #ifdef PLUA_SMALL
-enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096 };
+enum { RING_DEFAULT = 256, SLOTS_DEFAULT = 2, SEGMENT = 4096, SPARE_MANY = 4 };
 #else
-enum { RING_DEFAULT = 1 << 20, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20 };
+enum { RING_DEFAULT = 1 << 20, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20, SPARE_MANY = 16 };
 #endif
 /* How long an item that was interrupted may still run before its worker is killed. */
 #ifdef PLUA_FAILPOINTS

@@ -56,7 +56,19 @@ struct lane {
   _Atomic uint64_t tail;  /* owner: entries posted so far */
 };
 
-enum { SPARE_RUN = 64 }; /* workers that the spare makes at one request */
+enum { SPARES = 2, SPARE_RUN = 64 }; /* workers that a spare makes at one request */
+
+/* What the owner asks of one spare, and what that says. The checks are over the rest and a number
+   that only the team knows. */
+struct spare_line {
+  _Atomic uint32_t ask; /* owner: the request's number, a futex; then what it stands for */
+  _Atomic uint32_t first, count, step;
+  _Atomic uint64_t check;
+  char pad[40];
+  /* Kernel: the process of each, before it runs. Spare: the check, a futex. */
+  _Atomic int32_t pid[SPARE_RUN];
+  _Atomic uint32_t said[SPARE_RUN];
+};
 
 struct board {
   _Atomic uint32_t bell;     /* futex of idle workers; changes when the owner posts */
@@ -64,17 +76,11 @@ struct board {
   _Atomic uint32_t closed;   /* 1: whoever finds nothing to take leaves */
   _Atomic uint32_t asleep;   /* owner sleeps and wants the doorbell; the first ringer clears it */
   struct lane lane[LANES];
-  _Atomic uint64_t low; /* who takes this position of the normal lane, or one behind, rings;
-                           the first one sets it to UINT64_MAX */
-  /* Owner: has the spare make workers from 'first' on; a futex, and what it stands for. The checks
-     are over the rest and a number that only the team knows. */
-  _Atomic uint32_t spare_ask, spare_first, spare_count;
+  _Atomic uint64_t low;     /* who takes this position of the normal lane, or one behind, rings;
+                               the first one sets it to UINT64_MAX */
   _Atomic uint32_t unwoken; /* sleepers that were called: each is woken by one who was before */
-  _Atomic uint64_t spare_check;
-  char pad2[48];
-  /* Kernel: the process of each, before it runs. Spare: the check, a futex. */
-  _Atomic int32_t spare_pid[SPARE_RUN];
-  _Atomic uint32_t spare_said[SPARE_RUN];
+  char pad[4];
+  struct spare_line spare[SPARES];
   /* then: uint64_t order[LANES][queue] (seq:32 | slot:32), struct slot slot[slots] */
 };
 

@@ -38,6 +38,7 @@
   X(S_BOOT, "s.boot", 0, "the spare makes itself at home")                                   \
   X(S_FORK, "s.fork", 1, "the spare makes a worker")                                         \
   X(S_ANSWER, "s.answer", 0, "it has made one, and tells the owner")                         \
+  X(S_COPY, "s.copy", 0, "a copy of it begins")                                              \
   X(P_OPEN, "p.open", 1, "the owner maps the team's memory")                                 \
   X(P_PUT, "p.put", 1, "an item's payload is written")                                       \
   X(P_STORE, "p.store", 1, "payloads get more memory")                                       \

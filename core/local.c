@@ -105,138 +105,13 @@ static void local_release(struct link *link, unsigned i) {
 
 /* ---- processes ----------------------------------------------------------------------------- */
 
-static int watch(struct local *l, int fd, uint32_t what) {
-  struct epoll_event e = {.events = EPOLLIN, .data.u32 = what};
-  return epoll_ctl(l->team.epoll_fd, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
-}
-
-static void slice_make(struct local *l, unsigned w) {
-  struct peer *p = &l->peer[w];
-  struct slice *s = p->slice = team_slice(&l->team, w);
-  atomic_store(&s->word, 0);
-  atomic_store(&s->retire, 0);
-  atomic_store(&s->go, GO_NOT);
-  atomic_store(&s->sleeping, 0);
-  atomic_store(&s->spill_done, 0);
-  ring_clear(&s->ring);
-  ring_attach(&p->ring, &s->ring, (unsigned char *)s + l->team.ring_off, l->team.ring_size);
-}
-
-static void spare_drop(struct local *l) {
-  int sig, status;
-  if (!l->spare.pid) return;
-  proc_signal(&l->spare, SIGKILL);
-  if (proc_await(&l->spare, now_ns() + UNKILLABLE_NS))
-    proc_reap(&l->spare, &sig, &status);
-  else
-    close(l->spare.fd);
-  l->spare = (struct proc){0, -1};
-}
-
-/* The first worker's start makes the spare too, so that it has seen the same state. */
-static int spare_make(struct local *l) {
-  int r = proc_fork(&l->spare);
-  if (r == 0) spare_serve(&l->team);
-  l->moved = false;
-  return r < 0 ? r : 0;
-}
-
-static void let_go(struct slice *s) {
-  FAIL_POINT(P_GO);
-  if (atomic_exchange(&s->go, GO_NOW) == GO_AWAITED) futex_wake(&s->go);
-}
-
-static void discard(struct proc *p) {
-  int sig, status;
-  proc_signal(p, SIGKILL);
-  proc_reap(p, &sig, &status);
-}
-
-/* Watches the process that was made for worker w, and lets it begin; else it is ended. */
-static int peer_begin(struct local *l, unsigned w) {
-  struct peer *p = &l->peer[w];
-  int err = FAIL_ERROR(P_WATCH);
-  if (!err && p->proc.fd >= 0) err = watch(l, p->proc.fd, w);
-  if (err) {
-    discard(&p->proc);
-    return err;
-  }
-  p->state = p->proc.fd >= 0 ? P_ALIVE : P_ENDED;
-  p->pid = p->proc.pid;
-  p->slot = NO_SLOT;
-  p->seq = 0;
-  p->broken = p->quiet = p->spilled = p->killed = p->lost = false;
-  p->signal = 0;
-  p->status = -1;
-  l->live[l->lives++] = (int)w;
-  if (w >= l->begun) l->begun = w + 1;
-  let_go(p->slice);
-  return 0;
-}
-
-/* A want of resources passes, and what the spare has seen is not to be had again; but as long as it
-   is, and no worker lives, one is worth more than a spare. */
-static bool is_useless(const struct local *l, pid_t answer) {
-  if (answer != -EAGAIN && answer != -ENOMEM) return answer <= 0;
-  return !l->moved && !l->lives;
-}
-
-/* How many workers the spare has made, the first ones; or a negative code. 0: it is of no use, and
-   is gone. What it makes behind one that cannot be watched is ended. */
-static int start_by_spare(struct local *l, struct spare_run run) {
-  int started = 0, err = 0;
-  for (unsigned i = 0; i < run.n; i++) slice_make(l, run.first + i);
-  spare_ask(&l->team, run);
-  for (unsigned i = 0; i < run.n; i++) {
-    struct proc *p = &l->peer[run.first + i].proc;
-    pid_t pid = spare_made(&l->team, &l->spare, run, i);
-    if (is_useless(l, pid)) {
-      spare_drop(l);
-      pid = spare_made(&l->team, &l->spare, run, i); /* it may have made one after all */
-    }
-    if (pid < 0 && l->spare.pid && !err) err = pid;
-    if (pid <= 0) break;
-    int failed = proc_adopt(p, pid);
-    if (!failed && err) discard(p);
-    if (!failed && !err) failed = peer_begin(l, run.first + i);
-    if (!err) err = failed;
-    started += !err;
-  }
-  return started ? started : err;
-}
-
-struct birth {
-  struct team *team;
-  unsigned worker;
-};
-
-static void be_born(void *arg) {
-  const struct birth *b = arg;
-  serve(b->team, b->worker);
-}
-
-static int start_by_fork(struct local *l, unsigned w) {
-  slice_make(l, w);
-  int r = proc_fork(&l->peer[w].proc);
-  if (r == 0) serve_ready(&l->team, be_born, &(struct birth){&l->team, w});
-  if (r > 0) r = peer_begin(l, w);
-  return r < 0 ? r : 1;
-}
-
 static int local_start(struct link *link, int number, unsigned n) {
   struct local *l = self(link);
-  struct spare_run run = {(unsigned)number, n < SPARE_RUN ? n : SPARE_RUN};
-  if (number < 0 || !n || run.first + run.n > l->team.cap) return PLUA_EARG;
-  for (unsigned i = 0; i < run.n; i++)
-    if (l->peer[run.first + i].state != P_NONE) IMPOSSIBLE("worker started twice");
-  int r = l->spare.pid ? start_by_spare(l, run) : 0;
-  if (!r && !l->alone && proc_threads() > 1) r = PLUA_ETHREADS; /* the spare has none */
-  if (r) return r;
-  if (!l->alone) heap_sort();
-  l->alone = true;
-  if ((l->team.flags & PLUA_SPARE) && !l->lives) r = spare_make(l);
-  if (!r && l->spare.pid) r = start_by_spare(l, run);
-  return r ? r : start_by_fork(l, run.first);
+  unsigned first = (unsigned)number;
+  if (number < 0 || !n || first + n > l->team.cap) return PLUA_EARG;
+  for (unsigned i = 0; i < n; i++)
+    if (l->peer[first + i].state != P_NONE) IMPOSSIBLE("worker started twice");
+  return start_some(l, first, n);
 }
 
 static void local_retire(struct link *link, int w) {
@@ -481,7 +356,7 @@ static int local_fd(struct link *link) {
   int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   fd = fd < 0 ? -errno : fd_above_stdio(fd);
   if (fd < 0) return fd;
-  int err = watch(l, fd, TIMER);
+  int err = local_watch(l, fd, TIMER);
   if (err < 0) {
     close(fd);
     return err;
@@ -518,10 +393,7 @@ static void local_close(struct link *link) {
     else
       close(p->proc.fd);
   }
-  if (ours)
-    spare_drop(l);
-  else if (l->spare.pid)
-    close(l->spare.fd);
+  start_over(l, ours);
   if (l->timer_fd >= 0) close(l->timer_fd);
   for (unsigned i = 0; i < l->begun; i++) words_drop(&l->peer[i]);
   team_close(&l->team);

@@ -60,8 +60,8 @@ struct local {
   struct posted *posted;
   unsigned ready; /* of them are OUT_READY */
   uint32_t seq;
-  unsigned fresh; /* batches posted since the last flush */
-  struct proc spare;
+  unsigned fresh;            /* batches posted since the last flush */
+  struct proc spare[SPARES]; /* by line; pid 0: none */
   struct oom oom;
   int timer_fd;
   struct peer *lent; /* whose frame the caller has borrowed */
@@ -100,6 +100,13 @@ void local_heal(struct local *l, bool anyway);
 /* hear.c: what the state of a slot says of the batch that is out there; *w is who has taken it. */
 enum slot_says { SAYS_READY, SAYS_TAKEN, SAYS_GARBAGE };
 enum slot_says slot_says(const struct local *l, unsigned i, unsigned *w);
+/* start.c: starts workers from 'first' on, which have no process: how many, of n; or a negative
+   code. */
+int start_some(struct local *l, unsigned first, unsigned n);
+/* start.c: ends the spares; or, where they are not 'ours', forgets them. */
+void start_over(struct local *l, bool ours);
+/* start.c: has the team's epoll tell of a descriptor, as 'what'. 0 or a negated errno. */
+int local_watch(struct local *l, int fd, uint32_t what);
 /* words.c: takes in the captured output that workers offer. */
 void words_receive(struct local *l);
 /* words.c: shows what is left of a dead worker's output, and tells it in e. */

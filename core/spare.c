@@ -1,7 +1,7 @@
-/* spare.c: a copy of the owner that waits, so that a worker made later sees the state of then.
-   Invariant: the spare runs nothing of the user's but tasks.ready; what it makes are children of
-   the owner (clone with CLONE_PARENT), which the owner watches and reaps as its own. One request is
-   under way at a time; the owner watches the first of it while the next ones are made.
+/* spare.c: copies of the owner that wait, so that a worker made later sees the state of then.
+   Invariant: a spare runs nothing of the user's but tasks.ready; what it makes are children of the
+   owner (clone with CLONE_PARENT), which the owner watches and reaps as its own. On each line one
+   request is under way at a time; the owner watches the first of it while the next ones are made.
    Knows the team's mapping. Does not know Lua or the pool. SPDX-License-Identifier: MIT */
 #include <errno.h>
 
@@ -17,95 +17,127 @@ static uint64_t check(const struct team *t, uint32_t ask, unsigned a, unsigned b
   return h ^ h >> 29;
 }
 
-/* ---- the spare ----------------------------------------------------------------------------- */
+static uint64_t check_run(const struct team *t, uint32_t ask, struct spare_run run) {
+  return check(t, ask, run.first, run.n << 8 | run.step);
+}
 
-/* What came of the last request. */
-struct made {
+/* ---- a spare ------------------------------------------------------------------------------- */
+
+/* One spare, and what came of its last request. */
+struct spare {
+  struct team *team;
+  struct spare_line *line;
   uint32_t ask;
   unsigned n;
   int32_t pid[SPARE_RUN];
 };
 
 /* The answer: again too, since an item may have overwritten it before the owner saw it. */
-static void answer(struct team *t, const struct made *m, unsigned i) {
-  struct board *b = t->view.board;
-  uint32_t says = (uint32_t)check(t, m->ask, i, (unsigned)m->pid[i]);
-  if (atomic_load(&b->spare_pid[i]) == m->pid[i] && atomic_load(&b->spare_said[i]) == says) return;
-  atomic_store(&b->spare_pid[i], m->pid[i]);
-  atomic_store(&b->spare_said[i], says);
-  futex_wake(&b->spare_said[i]);
+static void answer(const struct spare *s, unsigned i) {
+  struct spare_line *l = s->line;
+  uint32_t says = (uint32_t)check(s->team, s->ask, i, (unsigned)s->pid[i]);
+  if (atomic_load(&l->pid[i]) == s->pid[i] && atomic_load(&l->said[i]) == says) return;
+  atomic_store(&l->pid[i], s->pid[i]);
+  atomic_store(&l->said[i], says);
+  futex_wake(&l->said[i]);
 }
 
-static void make(struct team *t, struct made *m, struct spare_run run) {
+/* Makes a process. In that it answers 0. */
+static int make_one(struct spare *s) {
+  int pid = FAIL_ERROR(S_FORK);
+  if (!pid) pid = proc_fork_sibling(&s->line->pid[s->n]);
+  if (pid == 0) return 0;
+  FAIL_POINT(S_ANSWER);
+  s->pid[s->n] = pid;
+  answer(s, s->n++);
+  return pid;
+}
+
+static void make(struct spare *s, struct spare_run run) {
   bool fine = true;
-  for (m->n = 0; fine && m->n < run.n; m->n++) {
-    int pid = FAIL_ERROR(S_FORK);
-    if (!pid) pid = proc_fork_sibling(&t->view.board->spare_pid[m->n]);
-    if (pid == 0) serve(t, run.first + m->n);
-    FAIL_POINT(S_ANSWER);
-    m->pid[m->n] = pid;
-    answer(t, m, m->n);
+  for (s->n = 0; fine && s->n < run.n;) {
+    unsigned w = run.first + s->n * run.step;
+    int pid = make_one(s);
+    if (pid == 0) serve(s->team, w);
     fine = pid > 0;
   }
 }
 
+/* The copy begins where this one is: what still stands on its line is not for it. */
+static void copy(struct spare *s, unsigned line) {
+  s->n = 0;
+  if (make_one(s)) return;
+  FAIL_POINT(S_COPY);
+  proc_tie(s->team->owner);
+  *s = (struct spare){.team = s->team, .line = &s->team->view.board->spare[line], .ask = s->ask};
+}
+
+static bool is_sane(const struct team *t, struct spare_run run) {
+  if (!run.step) return !run.n && run.first < SPARES;
+  return run.n && run.n <= SPARE_RUN && run.first + (run.n - 1) * run.step < t->cap;
+}
+
 /* Inside the tasks' guard, which the workers are born into. */
 static void answer_all(void *arg) {
-  struct team *t = arg;
-  struct board *b = t->view.board;
-  /* What an earlier spare was asked for still stands on the board: it is not for this one. */
-  for (struct made made = {.ask = t->asks};;) {
-    uint32_t ask = atomic_load(&b->spare_ask);
-    if (ask == made.ask) {
-      for (unsigned i = 0; i < made.n; i++) answer(t, &made, i);
-      futex_wait(&b->spare_ask, ask, 60000);
+  struct spare *s = arg;
+  for (;;) {
+    struct spare_line *l = s->line;
+    uint32_t ask = atomic_load(&l->ask);
+    if ((int32_t)(ask - s->ask) <= 0) {
+      for (unsigned i = 0; i < s->n; i++) answer(s, i);
+      futex_wait(&l->ask, ask, 60000);
       continue;
     }
-    struct spare_run run = {atomic_load(&b->spare_first), atomic_load(&b->spare_count)};
-    bool true_one = atomic_load(&b->spare_check) == check(t, ask, run.first, run.n);
-    if (!true_one || run.n > SPARE_RUN || run.first + run.n > t->cap) {
-      futex_wait(&b->spare_ask, ask, 10);
+    struct spare_run run = {atomic_load(&l->first), atomic_load(&l->count), atomic_load(&l->step)};
+    if (atomic_load(&l->check) != check_run(s->team, ask, run) || !is_sane(s->team, run)) {
+      futex_wait(&l->ask, ask, 10);
       continue;
     }
-    made.ask = ask;
-    make(t, &made, run);
+    s->ask = ask;
+    if (run.step)
+      make(s, run);
+    else
+      copy(s, run.first);
   }
 }
 
 _Noreturn void spare_serve(struct team *t) {
+  struct spare s = {.team = t, .line = &t->view.board->spare[0], .ask = t->asks};
   FAIL_POINT(S_BOOT);
-  serve_ready(t, answer_all, t);
+  serve_ready(t, answer_all, &s);
 }
 
 /* ---- the owner ----------------------------------------------------------------------------- */
 
-static void request(struct team *t, struct spare_run run) {
-  struct board *b = t->view.board;
-  atomic_store(&b->spare_first, run.first);
-  atomic_store(&b->spare_count, run.n);
-  atomic_store(&b->spare_check, check(t, t->asks, run.first, run.n));
-  atomic_store(&b->spare_ask, t->asks);
-  futex_wake(&b->spare_ask);
+static void request(struct team *t, struct spare_line *l, uint32_t ask, struct spare_run run) {
+  atomic_store(&l->first, run.first);
+  atomic_store(&l->count, run.n);
+  atomic_store(&l->step, run.step);
+  atomic_store(&l->check, check_run(t, ask, run));
+  atomic_store(&l->ask, ask);
+  futex_wake(&l->ask);
 }
 
-void spare_ask(struct team *t, struct spare_run run) {
-  for (unsigned i = 0; i < run.n; i++) atomic_store(&t->view.board->spare_pid[i], 0);
-  t->asks++;
+void spare_ask(struct team *t, unsigned line, struct spare_run run) {
+  struct spare_line *l = &t->view.board->spare[line];
+  for (unsigned i = 0; i < SPARE_RUN; i++) atomic_store(&l->pid[i], 0);
+  t->asked[line] = ++t->asks;
   FAIL_POINT(P_SPARE);
-  request(t, run);
+  request(t, l, t->asks, run);
 }
 
-pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run, unsigned i) {
-  struct board *b = t->view.board;
+pid_t spare_made(struct team *t, const struct proc *spare, unsigned line, struct spare_run run,
+                 unsigned i) {
+  struct spare_line *l = &t->view.board->spare[line];
   for (int tries = 0; tries < TRIES; tries++) {
-    uint32_t said = atomic_load(&b->spare_said[i]);
-    pid_t pid = atomic_load(&b->spare_pid[i]);
-    if (pid && said == (uint32_t)check(t, t->asks, i, (unsigned)pid)) return pid;
+    uint32_t said = atomic_load(&l->said[i]);
+    pid_t pid = atomic_load(&l->pid[i]);
+    if (pid && said == (uint32_t)check(t, t->asked[line], i, (unsigned)pid)) return pid;
     if (tries && proc_ended(spare)) break; /* it died: see what it had done */
     if (tries >= STOPPED_TRIES && proc_stopped(spare)) break;
-    if (tries) request(t, run);
-    futex_wait(&b->spare_said[i], said, 10);
+    if (tries) request(t, l, t->asked[line], run);
+    futex_wait(&l->said[i], said, 10);
   }
-  pid_t pid = atomic_load(&b->spare_pid[i]); /* nobody vouches for it */
+  pid_t pid = atomic_load(&l->pid[i]); /* nobody vouches for it */
   return pid > 0 && proc_is_child(pid) ? pid : 0;
 }

@@ -45,8 +45,9 @@ struct team {
   plua_tasks tasks;
   unsigned flags;
   uint64_t max_tasks, max_rss;
-  uint32_t asks;   /* requests to the spare so far */
-  uint64_t secret; /* known to the team's processes, not to who scribbles on the board */
+  uint32_t asks;          /* requests to spares so far */
+  uint32_t asked[SPARES]; /* the last one on each line */
+  uint64_t secret;        /* known to the team's processes, not to who scribbles on the board */
 };
 
 /* Frames on a ring. The tag of VALUE, ERROR and CODE is the item's offset in its batch; a body of
@@ -95,17 +96,20 @@ unsigned char *team_enter_spill(const struct team *t, unsigned w);
    area, so that nobody else reads what it writes there. */
 void team_part(void *area, size_t len);
 
-/* spare.c: an idle copy of the owner, from which workers are made. */
+/* spare.c: idle copies of the owner, from which workers are made, each asked on a line of its own.
+   This is the first one; it has no copy of itself yet. */
 _Noreturn void spare_serve(struct team *t);
-/* Workers first .. first + n - 1; n at most SPARE_RUN. */
+/* Workers first, first + step, ..., n of them, at most SPARE_RUN. Of step 0: a copy of the spare
+   itself, which is asked on the line 'first'. */
 struct spare_run {
-  unsigned first, n;
+  unsigned first, n, step;
 };
-/* Owner: has the spare make workers, in that order. */
-void spare_ask(struct team *t, struct spare_run run);
+/* Owner: has the spare on a line make those, in that order. */
+void spare_ask(struct team *t, unsigned line, struct spare_run run);
 /* Owner: waits for the i-th of those: its pid; a negated errno: it could not be made, and none is
    behind it; 0: the spare is dead or stopped, or might as well be. */
-pid_t spare_made(struct team *t, const struct proc *spare, struct spare_run run, unsigned i);
+pid_t spare_made(struct team *t, const struct proc *spare, unsigned line, struct spare_run run,
+                 unsigned i);
 
 /* serve.c: does what all workers have in common, in a process that the owner has forked and that
    becomes a worker, or makes them; then calls 'then' inside the tasks' guard. */

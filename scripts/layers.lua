@@ -24,6 +24,7 @@ local C <const> = {
   serve = "team board ring proc capture lines fail base plua",
   spare = "team board ring proc capture fail base plua",
   ["local"] = "link oom team board ring proc capture fail base plua",
+  start = "local link oom team board ring proc fail base plua",
   hear = "local link oom team board ring proc fail base plua",
   words = "local link oom team board ring proc capture base plua",
   stream = "link base plua",

@@ -107,6 +107,20 @@ local WORKLOADS <const> = {
       must(plua.iserror(r[1]) and r[1].kind == "timeout" and not r[1].signal, r[1])
     end,
   },
+  -- So many workers that two spares make them; half of them die, and are made again.
+  many = {
+    function()
+      local pool <close> = plua.pool { workers = 20, retries = 5 }
+      for round = 1, 2 do
+        local r <const> = pool:map(function(i)
+          if round == 1 and i % 2 == 0 and plua.worker().attempt == 1 then kit.raise(9) end
+          kit.csleep(0.002)
+          return 2 * i
+        end, plua.range(1, 20), { chunksize = 1 })
+        for i = 1, 20 do must(r[i] == 2 * i, r[i]) end
+      end
+    end,
+  },
   -- Many results that the owner is slow to take.
   large = {
     function()
@@ -177,7 +191,7 @@ end
 local MEETS <const> = {
   ["w.wait"] = { "large", "p.sleep:*:delay=20," },
   ["p.takeback"] = { "late" }, ["p.hold"] = { "late" }, ["p.interrupt"] = { "late" },
-  ["p.kill"] = { "late" }, ["p.resume"] = { "narrow", "p.hold:1:delay=150," },
+  ["s.copy"] = { "many" }, ["p.kill"] = { "late" }, ["p.resume"] = { "narrow", "p.hold:1:delay=150," },
 }
 
 --- Runs what meets the point, with a fault there; nobody may be left.
@@ -414,6 +428,25 @@ describe("the spare", function()
       assert(r.err == "" or r.err:find(why, 1, true), r.err)
     end
   end)
+end)
+
+describe("the spares of many workers", function()
+  helper.guard()
+
+  for _, point in ipairs(of "s") do
+    it("make up for one that dies, or cannot fork, at " .. point, function()
+      local fails <const> = { "kill", "exit1", POINTS[point].fails and "errno=11" or nil,
+        POINTS[point].fails and "errno=1" or nil }
+      for _, action in ipairs(fails) do
+        for _, nth in ipairs { 1, 2, 3, 4, 12, 13, 20, 21, 22, 25 } do
+          local fail <const> = ("%s:%d:%s"):format(point, nth, action)
+          local how <const>, number <const>, said <const> = run("many", fail)
+          all_gone(fail)
+          ended_right(how, number, said, fail)
+        end
+      end
+    end)
+  end
 end)
 
 describe("an owner that dies", function()
