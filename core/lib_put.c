@@ -28,27 +28,28 @@ _Noreturn void put_refuse(lua_State *L, struct handle *h, int err, uint64_t inde
   refuse(L, h, err, what);
 }
 
+/* An item could not be put: its job is over, save one of calls, which have nothing to do with each
+   other. */
+static _Noreturn void put_failed(lua_State *L, struct handle *h, struct job *job, int at, int err) {
+  if (job->keep != KEEP_FUTURES) job_end(L, job, at);
+  handle_raise(L, h, err);
+}
+
 plua_out *put_open(lua_State *L, struct handle *h, struct job *job, int at) {
   plua_out *out;
   int err = seam_put(h, job->id, &out);
   if (LIKELY(err >= 0)) return out;
-  job_end(L, job, at);
-  handle_raise(L, h, err);
+  put_failed(L, h, job, at, err);
 }
 
 void put_ended(lua_State *L, struct handle *h, struct job *job, int at, int err) {
-  if (UNLIKELY(err < 0)) {
-    job_end(L, job, at);
-    handle_raise(L, h, err);
-  }
+  if (UNLIKELY(err < 0)) put_failed(L, h, job, at, err);
   job->count++;
 }
 
 void put_flush(lua_State *L, struct handle *h, struct job *job) {
   int err = seam_flush(h);
-  if (LIKELY(err >= 0)) return;
-  job_end(L, job, 2);
-  handle_raise(L, h, err);
+  if (UNLIKELY(err < 0)) put_failed(L, h, job, 2, err);
 }
 
 /* Pushes the item that the job has at a position, of the list at 3; answers its index. */
