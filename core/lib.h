@@ -37,9 +37,12 @@ void scratch_close(struct scratch *s);
 
 /* ---- handles -------------------------------------------------------------------------------- */
 
-/* Results that the pool has told and that are not with their job yet: ev is that of the first. */
+/* What the pool has told and what is not with its job yet: an error on the way (memory) leaves it
+   here, for the next call. Results: ev is that of the first. */
 struct run {
   plua_event ev;
+  bool due;  /* ev is no result, and waits */
+  bool told; /* the job's books have the results */
   int n, at; /* those from 'at' on */
   plua_reply reply[256];
 };

@@ -72,20 +72,23 @@ int seam_forget(struct handle *h, uint64_t id) {
   return h->pool ? plua_forget(h->pool, id) : 0;
 }
 
+static int inline_next_run(struct inliner *inliner, struct run *run) {
+  int err = inline_next(inliner, &run->ev);
+  run->reply[0] = (plua_reply){run->ev.data, run->ev.len};
+  return err < 0 ? err : run->ev.what == PLUA_RESULT && !run->ev.failed;
+}
+
 /* Fills the run, which is empty, if the next event is a result; else run->ev tells it. */
 int seam_next_run(struct handle *h, struct run *run) {
   enum { MAX = sizeof run->reply / sizeof *run->reply };
   run->at = run->n = 0;
-  if (h->inliner) {
-    int err = inline_next(h->inliner, &run->ev);
-    bool result = err >= 0 && run->ev.what == PLUA_RESULT && !run->ev.failed;
-    run->reply[0] = (plua_reply){run->ev.data, run->ev.len};
-    run->n = result;
-    return err;
-  }
-  int n = plua_next_run(h->pool, &run->ev, run->reply, MAX);
-  if (n > 0) run->n = n;
-  return n < 0 ? n : 0;
+  run->due = run->told = false;
+  int n = h->inliner ? inline_next_run(h->inliner, run)
+                     : plua_next_run(h->pool, &run->ev, run->reply, MAX);
+  if (n < 0) return n;
+  run->n = n;
+  run->due = !n && run->ev.what != PLUA_NOTHING;
+  return 0;
 }
 
 int seam_wait(struct handle *h, int64_t timeout_ns, int bulk) {
@@ -260,8 +263,9 @@ static int open_handle(lua_State *L) {
 }
 
 void handle_fork(lua_State *L, struct handle *h) {
-  share_begin(L, h); /* what is garbage now is finalised here, and not in each worker too */
-  fflush(NULL);      /* or each worker would write what the files hold once more */
+  share_begin(L, h);  /* what is garbage now is finalised here, and not in each worker too */
+  h->run.due = false; /* it is told again where it fails */
+  fflush(NULL);       /* or each worker would write what the files hold once more */
   h->runner.host = L;
   int err = plua_fork(h->pool);
   if (!h->once) share_end(L, h); /* a pool's caller goes on with other things */
@@ -279,6 +283,7 @@ void handle_close(struct handle *h) {
   h->inliner = NULL;
   h->apply = NULL;
   h->run.at = h->run.n = 0;
+  h->run.due = false;
   scratch_close(&h->scratch);
   scratch_close(&h->ends);
 }

@@ -97,9 +97,24 @@ static void fail_raise(lua_State *L, struct job *job, uint64_t index) {
   job->count -= (uint64_t)withdrawn;
 }
 
-/* Gives the error object on top of the stack to the item. */
+/* Notes that an item has failed, where that is asked for. */
+static void note_failed(lua_State *L, const struct job *job, uint64_t index) {
+  lua_Integer at = (lua_Integer)index + 1;
+  bool list = job->keep == KEEP_LIST;
+  if (lua_getiuservalue(L, AT_JOB, J_FAILED) == LUA_TTABLE) {
+    if (list)
+      lua_pushinteger(L, at);
+    else
+      lua_pushboolean(L, 1);
+    lua_rawseti(L, -2, list ? (lua_Integer)lua_rawlen(L, -2) + 1 : at);
+  }
+  lua_pop(L, 1);
+}
+
+/* Gives the error object on top of the stack to the item. Each step may raise (memory), and is then
+   done again: so a loop's item is noted before its error can be taken, a list's once. */
 static void fail(lua_State *L, struct job *job, uint64_t index) {
-  job->failures++;
+  bool list = job->keep == KEEP_LIST;
   if (job->keep == KEEP_FUTURES) {
     if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
       lua_pushvalue(L, -2);
@@ -109,21 +124,14 @@ static void fail(lua_State *L, struct job *job, uint64_t index) {
     lua_settop(L, AT_RESULTS);
     return;
   }
-  if (job->keep == KEEP_LIST && job->policy == ON_RAISE) {
+  if (list && job->policy == ON_RAISE) {
     fail_raise(L, job, index);
     return;
   }
-  if (lua_getiuservalue(L, AT_JOB, J_FAILED) == LUA_TTABLE) {
-    lua_Integer at = (lua_Integer)index + 1;
-    bool list = job->keep == KEEP_LIST;
-    if (list)
-      lua_pushinteger(L, at);
-    else
-      lua_pushboolean(L, 1);
-    lua_rawseti(L, -2, list ? (lua_Integer)lua_rawlen(L, -2) + 1 : at);
-  }
-  lua_pop(L, 1);
-  keep_one(L, job, index);
+  if (list) keep_one(L, job, index);
+  note_failed(L, job, index);
+  if (!list) keep_one(L, job, index);
+  job->failures++;
 }
 
 /* The books of a stream, and of a list that is put bit by bit: what lies with workers, on average
@@ -134,8 +142,10 @@ static void count_bytes(struct job *job, size_t len, uint64_t n) {
   stream_hold(job, len, n);
 }
 
-static void count_run(struct job *job, const struct run *run) {
+static void count_run(struct job *job, struct run *run) {
   size_t len = 0;
+  if (run->told) return;
+  run->told = true;
   for (int i = run->at; i < run->n; i++) len += run->reply[i].len;
   count_bytes(job, len, (uint64_t)(run->n - run->at));
 }
@@ -195,10 +205,10 @@ static void failure(lua_State *L, struct pump *p, const plua_event *ev) {
   struct job *job = p->job;
   plua_event placed = *ev; /* the item's own index, and not its position */
   placed.index = job_index(job, ev->index);
-  if (has_books(job)) count_bytes(job, ev->len, 1);
   if (ev->signal == SIGPIPE) broken_pipe(L);
   push_failure(L, job, &placed, AT_JOB);
   fail(L, job, placed.index);
+  if (has_books(job)) count_bytes(job, ev->len, 1);
   job->done++;
   moved(L, p);
 }
@@ -389,14 +399,15 @@ static int pump_inner(lua_State *L) {
   p.h->runner.L = L;
   while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */
     if (UNLIKELY(p.h->rt->stop)) heed_stop(L, &p, false);
-    int err = run->at < run->n ? 0 : seam_next_run(p.h, run);
+    int err = run->at < run->n || run->due ? 0 : seam_next_run(p.h, run);
     if (err < 0) handle_raise(L, p.h, err);
     if (run->at < run->n) {
       take_run(L, &p, run);
       continue;
     }
-    if (run->ev.what != PLUA_NOTHING) {
+    if (run->due) {
       handle_event(L, &p, &run->ev);
+      run->due = false;
       if (p.h->ended) break;
       continue;
     }

@@ -40,12 +40,14 @@ static void widen(lua_State *L, struct job *job, int at, int results) {
 void stream_keep(lua_State *L, struct job *job, uint64_t index, int at, int results) {
   uint64_t i = job->keep == KEEP_QUEUE ? job->done : index;
   while (UNLIKELY(i - job->taken >= job->room)) widen(L, job, at, results);
+  lua_Integer to = place(job, job->room, i);
+  if (job->keep == KEEP_QUEUE) { /* before the outcome, which can be taken once it is there */
+    lua_pushinteger(L, (lua_Integer)index + 1);
+    lua_rawseti(L, results, to + 1);
+  }
   if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushlightuserdata(L, (void *)&nil_mark);
-  lua_rawseti(L, results, place(job, job->room, i));
+  lua_rawseti(L, results, to);
   job->front |= i == job->taken;
-  if (job->keep != KEEP_QUEUE) return;
-  lua_pushinteger(L, (lua_Integer)index + 1);
-  lua_rawseti(L, results, place(job, job->room, i) + 1);
 }
 
 /* ---- taking --------------------------------------------------------------------------------- */

@@ -15,6 +15,25 @@ local OPERATIONS <const> = [[
     end
     return true
   end
+  local function g(s, i)
+    if i % 3 == 0 then error("not " .. s) end
+    return s .. "!"
+  end
+  local function right_or_told(i, fine, r)
+    if i % 3 == 0 then return plua.iserror(r) and r.message:find("not item " .. i, 1, true) end
+    return fine and r == data[i] .. "!"
+  end
+  -- Asks again after an error that is not the item's own; what was it, if it stays?
+  local function insist(ask)
+    local fine, r, s
+    for _ = 1, 4 do
+      fine, r, s = pcall(ask)
+      if fine or plua.iserror(r) then break end
+    end
+    if not fine and not plua.iserror(r) then error(r, 0) end
+    assert(fine or r.kind ~= "timeout", "an outcome is lost")
+    return fine, r, s
+  end
   local pool
   local function fresh() pool = plua.pool { workers = 2 } pool:map(f, data) end
   local OPERATIONS = {
@@ -37,6 +56,33 @@ local OPERATIONS <const> = [[
       for i = 1, 20 do futures[i] = pool:apply_async(f, data[i], i) end
       for i = 1, 20 do if futures[i]:get() ~= data[i] .. "!" then return false end end
       return true
+    end,
+    ["futures that fail"] = function()
+      local futures, refused = {}, nil
+      for i = 1, 20 do
+        local fine, future = pcall(pool.apply_async, pool, g, data[i], i)
+        if fine then futures[i] = future else refused = future end
+      end
+      for i, future in pairs(futures) do
+        if not right_or_told(i, insist(function() return future:get(5) end)) then return false end
+      end
+      return not refused or error(refused, 0)
+    end,
+    ["a future list"] = function()
+      local future = pool:map_async(g, data, { on_error = "collect" })
+      local _, list = insist(function() return future:get(5) end)
+      for i = 1, 60 do
+        if not right_or_told(i, true, list[i]) then return false end
+      end
+      return true
+    end,
+    ["a loop by hand"] = function()
+      local step = pool:imap(g, data, { on_error = "collect" })
+      for i = 1, 60 do
+        local _, at, r = insist(step)
+        if at ~= i or not right_or_told(i, true, r) then return false end
+      end
+      return step() == nil
     end,
     ["a pool made and closed"] = function()
       local p <close> = plua.pool { workers = 2 }
@@ -67,14 +113,15 @@ local MEMORY <const> = OPERATIONS .. [[
   fresh()
   pcall(OPERATIONS[name])
   local fds = holdings()
-  local k, calls, fines = tonumber(arg[3]), 0, 0
-  local sticky = arg[2] == "sticky"
+  local k, calls, fines, refusals = 0, 0, 0, tonumber(arg[2])
   repeat
     local fine
-    calls, fine = try(name, function() kit.mfail(k, sticky) end, function() return kit.mfail(0) end)
+    k = k + 1
+    calls, fine = try(name, function() kit.mfail(k, refusals) end, function()
+      return kit.mfail(0)
+    end)
     fines = fines + (fine and 1 or 0)
-    k = k + tonumber(arg[4])
-  until calls < k - tonumber(arg[4])
+  until calls < k
   pool:terminate()
   pool = nil
   fresh()
@@ -103,7 +150,10 @@ local CALLS <const> = OPERATIONS .. [[
 ]]
 
 local NAMES <const> = { "map", "map, collecting", "imap", "mapreduce", "a pool's map",
-  "apply_async", "a pool made and closed" }
+  "apply_async", "futures that fail", "a future list", "a loop by hand",
+  "a pool made and closed" }
+-- Of allocations in a row. Lua asks twice before it gives up.
+local REFUSALS <const> = { once = 1, twice = 2, ["for good"] = 0 }
 
 -- Under stock Lua, whose memory is malloc's, with a shim.
 local function run(shim, text, ...)
@@ -122,23 +172,22 @@ if helper.san == "" then
   describe("where memory runs out", function()
     helper.guard()
     for _, name in ipairs(NAMES) do
-      it("once, for each allocation: " .. name, function()
-        run("mfail", MEMORY, name, "once", "1", "1")
-      end)
-      it("for good, from each allocation on: " .. name, function()
-        run("mfail", MEMORY, name, "sticky", "1", "1")
-      end)
+      for word, refusals in pairs(REFUSALS) do
+        it(("%s, at each allocation: %s"):format(word, name), function()
+          run("mfail", MEMORY, name, refusals)
+        end)
+      end
     end
   end)
 
   describe("where the system refuses", function()
     helper.guard()
-    local REFUSALS <const> = "fork:11:%d mmap:12:%d memfd_create:24:%d ftruncate:5:%d " ..
+    local CALLS_REFUSED <const> = "fork:11:%d mmap:12:%d memfd_create:24:%d ftruncate:5:%d " ..
       "posix_fallocate:28:%d write:28:%d read:5:%d eventfd:24:%d epoll_create1:24:%d " ..
       "epoll_ctl:12:%d madvise:12:%d syscall434:24:%d"
     for _, name in ipairs(NAMES) do
       it("any call, at its turn: " .. name, function()
-        run("iofail", CALLS, name, REFUSALS)
+        run("iofail", CALLS, name, CALLS_REFUSED)
       end)
     end
   end)

@@ -373,16 +373,17 @@ static int crash_reap(lua_State *L) {
   return 3;
 }
 
-/* mfail(k[, sticky]): lets the preloaded mfail.so (see there) fail the k-th allocation from now on;
-   answers how many there were since the last call. */
+/* mfail(k[, n]): lets the preloaded mfail.so (see there) fail the k-th allocation from now on and
+   the next n - 1, all from the k-th on where n is 0; answers how many there were since the last
+   call. */
 static int crash_mfail(lua_State *L) {
-  long (*arm)(long, int);
+  long (*arm)(long, long);
   long at = (long)luaL_checkinteger(L, 1);
   *(void **)&arm = dlsym(RTLD_DEFAULT, "mfail_arm");
   if (!arm) return luaL_error(L, "mfail.so is not preloaded");
   long were = arm(0, 0);
   lua_pushinteger(L, were);
-  arm(at, lua_toboolean(L, 2));
+  arm(at, (long)luaL_optinteger(L, 2, 1));
   return 1;
 }
 
