@@ -93,6 +93,7 @@ COLD static void wait_owner(struct server *s) {
   FAIL_POINT(W_WAIT);
   doorbell(s);
   ring_wait_room(&s->ring, WAIT_MS);
+  proc_tie(s->team->owner);
   if (s->deaf) _exit(STATUS_BOARD);
 }
 
@@ -424,6 +425,7 @@ static bool idle(struct server *s, uint32_t bell) {
   doorbell(s);
   FAIL_POINT(W_IDLE);
   board_sleep(&s->view, bell, IDLE_MS, &s->slice->sleeping);
+  if (atomic_load(&b->bell) == bell) proc_tie(s->team->owner);
   FAIL_POINT(W_WOKEN);
   return true;
 }
@@ -460,6 +462,7 @@ _Noreturn static void body(struct server *s) {
   reply_begin(s);
   int refused = t->enter ? t->enter(t->ctx, &s->self, &s->out) : 0;
   stay_one(s);
+  proc_tie(s->team->owner);
   if (s->keeps) show_output(s, 0);
   if (refused) {
     reply_publish(s, FRAME_BOOT, 0);

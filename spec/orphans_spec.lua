@@ -80,6 +80,55 @@ describe("a parent that is killed by SIGKILL", function()
   end
 end)
 
+-- The kernel forgets whom a process shall end with when it takes another user.
+describe("a parent of workers that give up their rights", function()
+  helper.guard()
+
+  for name, where in pairs {
+    ["in init, and are busy"] = { init = "kit.untie", item = "kit.spin()" },
+    ["in init, and are idle"] = { init = "kit.untie", item = "" },
+    ["in an item"] = { init = "nil", item = "kit.untie()" },
+    ["in an item, and have much to say"] = { init = "nil",
+      item = "kit.untie() return ('x'):rep(200000)" },
+  } do
+    it("leaves none of those that do so " .. name, function()
+      local dir <const> = helper.tmp()
+      local pid <const> = kit.fork()
+      if pid == 0 then
+        load(([[
+          local plua, kit = require "plua", require "crashkit"
+          local pool = plua.pool { workers = 2, init = %s }
+          local futures = {}
+          for i = 1, 400 do
+            futures[i] = pool:apply_async(function()
+              local file <close> = io.open(%q, "a")
+              file:write("x")
+              file:close()
+              %s
+            end)
+          end
+          kit.csleep(100)]]):format(where.init, dir .. "/begun", where.item))()
+        kit._exit(0)
+      end
+      local pids
+      assert(helper.wait(function()
+        pids = helper.children(pid)
+        return #(helper.read(dir .. "/begun") or "") >= 2 and #pids >= 3
+      end, 10))
+      kit.kill(pid, 9)
+      assert(helper.wait(function() return kit.reap(pid) == pid end))
+      local left <const> = {}
+      for _, worker in ipairs(pids) do
+        if not helper.wait(function() return not helper.alive(worker) end, 2) then
+          left[#left + 1] = worker
+          kit.kill(worker, 9)
+        end
+      end
+      assert.same({}, left)
+    end)
+  end
+end)
+
 describe("a parent that is killed early or late", function()
   helper.guard()
 

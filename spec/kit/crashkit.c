@@ -358,6 +358,12 @@ static int crash_subreaper(lua_State *L) {
   return 1;
 }
 
+/* untie(): the process does not end with its parent any more, as where it takes another user. */
+static int crash_untie(lua_State *L) {
+  lua_pushboolean(L, prctl(PR_SET_PDEATHSIG, 0) == 0);
+  return 1;
+}
+
 /* reap([pid]): never waits: pid, "exit" | "signal" | "stop", number of a child, or of that one,
    that ended or was stopped; 0: none did; nil: there is none. */
 static int crash_reap(lua_State *L) {
@@ -508,6 +514,7 @@ static const luaL_Reg functions[] = {
   {"children", crash_children},
   {"waitall", crash_waitall},
   {"subreaper", crash_subreaper},
+  {"untie", crash_untie},
   {"reap", crash_reap},
   {NULL, NULL},
 };
