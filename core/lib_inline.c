@@ -153,12 +153,12 @@ int inline_put(struct inliner *p, uint64_t id, plua_out **out) {
 }
 
 /* Moves the payloads that are left to the front, now and then, so that a stream's job stays small.
- */
+   That of the item that ran last is among them. */
 static void compact(struct ijob *j) {
-  uint64_t gone = j->next - j->base;
+  uint64_t first = j->next ? j->next - 1 : 0, gone = first - j->base;
   if (gone < 64 || gone < (j->count - j->base) / 2) return;
-  memmove(j->items, j->items + gone, (size_t)(j->count - j->next) * sizeof *j->items);
-  j->base = j->next;
+  memmove(j->items, j->items + gone, (size_t)(j->count - first) * sizeof *j->items);
+  j->base = first;
 }
 
 int inline_put_end(struct inliner *p) {

@@ -39,6 +39,9 @@ local SCRIPT <const> = [[
     local sum = pool:mapreduce(function(x) return x end, add, plua.range(1, 999))
     assert(sum == 499500)
     for i, s in pool:imap(tostring, { 1, 2, 3 }) do assert(s == tostring(i)) end
+    local last = 0
+    local function source() last = last + 1 return last <= 1000 and last or nil end
+    for i, s in pool:imap(tostring, source) do assert(s == tostring(i)) end
   end
   print "right"
 ]]
