@@ -155,6 +155,21 @@ describe("lines that items print", function()
     end)
   end
 
+  -- A plain process has chosen bytes once Lua has printed; a worker has from the start.
+  it("are bytes: wide characters to stdout are refused, and cost no other line", function()
+    for _, output in ipairs { "live", "grouped" } do
+      local text <const>, result <const> = written("a file", ([[
+        local plua, kit = require "plua", require "crashkit"
+        plua.each(function(i)
+          if i == 2 then assert(not kit.print("wide now", "lost\n")) end
+          print("by Lua", i)
+          assert(kit.print("plain", "by C " .. i .. "\n"))
+        end, plua.range(1, 3), { workers = 1, output = "%s" })]]):format(output))
+      assert.equal(0, result.status, result.err)
+      assert.equal("by Lua\t1\nby C 1\nby Lua\t2\nby C 2\nby Lua\t3\nby C 3\n", text)
+    end
+  end)
+
   it("keep what was written when C exits, and lose nothing at the end of an item", function()
     local text <const> = written("a file", [[
       io.write("parent ")

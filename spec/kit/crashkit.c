@@ -9,6 +9,7 @@
 #include <lua.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -314,14 +315,13 @@ static int crash_setenv(lua_State *L) {
 static FILE *before;
 
 /* print(how, text): "plain": to stdout; "before": to that of before; "wide": as wide characters,
-   there too. */
+   there too; "wide now": as wide characters to stdout. Whether C says that all went well. */
 static int crash_print(lua_State *L) {
   const char *how = luaL_checkstring(L, 1), *text = luaL_checkstring(L, 2);
-  if (strcmp(how, "wide") == 0)
-    fwprintf(before, L"%s", text);
-  else
-    fputs(text, strcmp(how, "before") == 0 ? before : stdout);
-  return 0;
+  FILE *file = strcmp(how, "plain") == 0 || strcmp(how, "wide now") == 0 ? stdout : before;
+  bool wide = strncmp(how, "wide", 4) == 0;
+  lua_pushboolean(L, (wide ? fwprintf(file, L"%s", text) : fputs(text, file)) >= 0);
+  return 1;
 }
 
 static int crash_pid(lua_State *L) {
