@@ -286,6 +286,7 @@ FILE *lines_open(int fd) {
   cell = NULL; /* a process that was forked needs one of its own */
   cell_sought = false;
   setvbuf(f, NULL, mode_of(s), 0);
+  f->_fileno = fd; /* for fileno; glibc writes by our function all the same */
   return f;
 }
 

@@ -170,6 +170,17 @@ describe("lines that items print", function()
     end
   end)
 
+  it("go to streams that have their descriptors, as C modules ask for them", function()
+    local script <const> = helper.script([[
+      local plua, kit = require "plua", require "crashkit"
+      for _, output in ipairs { "live", "grouped" } do
+        local seen = plua.map(function() return { kit.fileno(io.stdout), kit.fileno(io.stderr) } end,
+          { 1 }, { workers = 1, output = output })[1]
+        print(table.unpack(seen))
+      end]])
+    assert.equal("1\t2\n1\t2\n", helper.run(helper.plua .. " " .. script).out)
+  end)
+
   it("keep what was written when C exits, and lose nothing at the end of an item", function()
     local text <const> = written("a file", [[
       io.write("parent ")

@@ -324,6 +324,13 @@ static int crash_print(lua_State *L) {
   return 1;
 }
 
+/* fileno(file) */
+static int crash_fileno(lua_State *L) {
+  const luaL_Stream *s = luaL_checkudata(L, 1, LUA_FILEHANDLE);
+  lua_pushinteger(L, fileno(s->f));
+  return 1;
+}
+
 static int crash_pid(lua_State *L) {
   lua_pushinteger(L, getpid());
   return 1;
@@ -501,6 +508,7 @@ static const luaL_Reg functions[] = {
   {"thread", crash_thread},
   {"setenv", crash_setenv},
   {"print", crash_print},
+  {"fileno", crash_fileno},
   {"pid", crash_pid},
   {"ppid", crash_ppid},
   {"nofile", crash_nofile},
