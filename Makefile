@@ -81,11 +81,12 @@ LUA_CFLAGS = $(eval LUA_CFLAGS := $(lua_cflags))$(LUA_CFLAGS)
 LUA_LIBS   = $(eval LUA_LIBS := $(lua_libs))$(LUA_LIBS)
 LUA_SHARED = $(eval LUA_SHARED := $(lua_shared))$(LUA_SHARED)
 
-san_address   := -fsanitize=address,undefined
+undefined     := undefined,float-cast-overflow
+san_address   := -fsanitize=address,$(undefined)
 san_thread    := -fsanitize=thread
-san_undefined := -fsanitize=undefined
+san_undefined := -fsanitize=$(undefined)
 SANFLAGS := $(if $(SAN),$(or $(san_$(SAN)),$(error SAN=$(SAN): use address, thread or undefined)) \
-            -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+            -fno-omit-frame-pointer -fno-sanitize-recover=$(undefined))
 ifeq ($(clang)-$(SAN),clang-thread)
 $(error SAN=thread needs gcc: the runtime of clang cannot be loaded into a running lua5.4)
 endif

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
+#include <math.h>
 #include <poll.h>
 #include <string.h>
 #include <unistd.h>
@@ -93,8 +94,8 @@ static int register_class(lua_State *L) {
    been pumped without news. timeout in seconds; nil: no limit. */
 static int sleep_any(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
-  int timeout_ms = -1;
-  if (!lua_isnoneornil(L, 2)) timeout_ms = (int)(luaL_checknumber(L, 2) * 1000 + 1);
+  lua_Number seconds = luaL_optnumber(L, 2, HUGE_VAL);
+  int timeout_ms = seconds < 1e6 ? (int)(seconds * 1000 + 1) : -1;
   lua_Integer n = (lua_Integer)lua_rawlen(L, 1);
   struct pollfd *fds = lua_newuserdatauv(L, (size_t)n * sizeof *fds + 1, 0);
   for (lua_Integer i = 0; i < n; i++) {

@@ -386,15 +386,20 @@ static void heed_stop(lua_State *L, struct pump *p, bool idle) {
   if (!stop_cut_all(L) && idle && !p->want && !p->h->closing) stop_raise(L);
 }
 
+/* When to give up; -1: never, which is what a time that no clock reaches means too. */
+static int64_t deadline_of(lua_State *L) {
+  if (lua_isnil(L, AT_TIMEOUT)) return -1;
+  lua_Number seconds = luaL_checknumber(L, AT_TIMEOUT);
+  return seconds < 1e9 ? now_ns() + (int64_t)(seconds * 1e9) : -1;
+}
+
 /* stack: handle, job | nil, timeout | nil, bulk */
 static int pump_inner(lua_State *L) {
   struct pump p = {.h = lua_touserdata(L, 1)};
   struct run *run = &p.h->run;
   lua_settop(L, AT_RESULTS);
   if (!lua_isnil(L, AT_WANT)) p.want = job_check(L, AT_WANT);
-  int64_t deadline = -1;
-  if (!lua_isnil(L, AT_TIMEOUT))
-    deadline = now_ns() + (int64_t)(luaL_checknumber(L, AT_TIMEOUT) * 1e9);
+  int64_t deadline = deadline_of(L);
   if (p.h->failed) raise_failure(L);
   p.h->runner.L = L;
   while (!p.h->ended && !satisfied(&p, false)) { /* the end is told once only */

@@ -104,6 +104,15 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.equal(2, n)
     end))
 
+    it("is waited for without limit where the time would never come", with_pool(function(pool)
+      for _, seconds in ipairs { math.huge, 1e300, 1e12 } do
+        assert.equal(7, pool:apply_async(function() return 7 end):get(seconds))
+        local other <close> = plua.pool { workers = 1 }
+        local both <const> = { pool:apply_async(tostring, 1), other:apply_async(tostring, 2) }
+        assert.equal(2, #plua.wait(both, { timeout = seconds }))
+      end
+    end))
+
     it("cancelled before it runs never runs", with_pool(function(pool)
       local path <const> = helper.tmp() .. "/ran"
       if workers > 0 then
