@@ -174,9 +174,9 @@ describe("lines that items print", function()
     local script <const> = helper.script([[
       local plua, kit = require "plua", require "crashkit"
       for _, output in ipairs { "live", "grouped" } do
-        local seen = plua.map(function() return { kit.fileno(io.stdout), kit.fileno(io.stderr) } end,
-          { 1 }, { workers = 1, output = output })[1]
-        print(table.unpack(seen))
+        print(table.unpack(plua.map(function()
+          return { kit.fileno(io.stdout), kit.fileno(io.stderr) }
+        end, { 1 }, { workers = 1, output = output })[1]))
       end]])
     assert.equal("1\t2\n1\t2\n", helper.run(helper.plua .. " " .. script).out)
   end)
