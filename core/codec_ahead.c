@@ -44,7 +44,7 @@ int codec_ahead_keeps(const struct ahead_strings *t, uint32_t hash, const char *
 #if LUA_VERSION_NUM == 504 && !defined PLUA_SMALL
 
 /* It lies in one block with the main thread, behind it. */
-static const struct ahead_state *find_state(lua_State *L) {
+static struct ahead_state *find_state(lua_State *L) {
   enum { BLOCK = 2048 };
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   const struct peek_thread *main = (const void *)lua_tothread(L, -1);
@@ -54,13 +54,13 @@ static const struct ahead_state *find_state(lua_State *L) {
   if (gap < sizeof *main || gap > BLOCK || gap % sizeof(void *)) return NULL;
   void *ud;
   lua_Alloc alloc = lua_getallocf(L, &ud);
-  const struct ahead_state *state = main->state;
+  struct ahead_state *state = main->state;
   return state->alloc == alloc && state->ud == ud ? state : NULL;
 }
 
-const struct ahead_strings *codec_ahead_find(lua_State *L) {
+struct ahead_strings *codec_ahead_find(lua_State *L) {
   size_t len;
-  const struct ahead_state *g = codec_peek_fits(L) ? find_state(L) : NULL;
+  struct ahead_state *g = codec_peek_fits(L) ? find_state(L) : NULL;
   if (!g) return NULL;
   lua_pushliteral(L, "a string to look for");
   const char *s = lua_tolstring(L, -1, &len);
@@ -71,7 +71,7 @@ const struct ahead_strings *codec_ahead_find(lua_State *L) {
 
 #else
 
-const struct ahead_strings *codec_ahead_find(lua_State *L) {
+struct ahead_strings *codec_ahead_find(lua_State *L) {
   (void)L;
   return NULL;
 }

@@ -16,7 +16,7 @@ struct ahead_strings {
 };
 
 /* Where that is in this state; NULL: it cannot be told. May raise (memory). */
-const struct ahead_strings *codec_ahead_find(lua_State *L);
+struct ahead_strings *codec_ahead_find(lua_State *L);
 
 /* Whether a short string of this hash is kept there: its 'len' bytes lie at s. */
 int codec_ahead_keeps(const struct ahead_strings *t, uint32_t hash, const char *s, size_t len);

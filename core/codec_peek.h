@@ -63,7 +63,7 @@ struct peek_thread {
   unsigned char type, marked, status, hooks;
   unsigned short calls;
   struct peek_value *top;
-  const void *state; /* what all threads share */
+  void *state; /* what all threads share */
 };
 
 static inline struct peek_table *codec_peek(lua_State *L, int at) {

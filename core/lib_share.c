@@ -3,7 +3,8 @@
    more. So the caller's state collects by generations meanwhile: what is there at the fork is old,
    and young collections, the workers' too, pass it by.
    Invariant: what was garbage at the fork was finalised before. A whole collection finds all of it;
-   where the heap is as large as after the last one, a young one finds what has died young since.
+   where the heap has grown by less than half since the last one, a young one finds what has died
+   young.
    Knows Lua's collector; does not know pools. SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
 #include <lua.h>
@@ -22,18 +23,14 @@
 /* How many are made to fill a table of which we do not know how full it is: more would cost more
    than the collection. */
 #define BLIND_MAX (1 << 15)
+/* How many are made where one will do: some may be there already. */
+#define SURE 16
 
 static size_t heap_size(lua_State *L) {
   return ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + (size_t)lua_gc(L, LUA_GCCOUNTB);
 }
 
 /* ---- the string table ----------------------------------------------------------------------- */
-
-/* How many strings find room in the table; -1: that is not known. */
-static lua_Integer strings_left(lua_State *L) {
-  const struct ahead_strings *t = codec_ahead_find(L);
-  return t ? t->size - t->used : -1;
-}
 
 /* Sees the table of strings grow: no other block that is there already does meanwhile. */
 struct watch {
@@ -61,23 +58,32 @@ static int make_strings(lua_State *L) {
   return 0;
 }
 
-/* A table of strings that grows links each string anew, and so unshares them all: one that might
-   grow in a worker grows here, a little before it would have in the caller. */
-static void make_room(lua_State *L, size_t heap) {
+static void grow_table(lua_State *L, lua_Integer most) {
   struct watch w = {.grown = false};
-  lua_Integer room = (lua_Integer)(heap / ROOM_BYTES), left = strings_left(L);
-  if (room > ROOM_MAX) room = ROOM_MAX;
-  if (left >= room) return;
-  if (left < 0 && room > BLIND_MAX) room = BLIND_MAX;
-  bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
-  lua_gc(L, LUA_GCSTOP);
   lua_pushcfunction(L, make_strings);
   lua_pushlightuserdata(L, &w);
-  lua_pushinteger(L, room);
+  lua_pushinteger(L, most);
   w.alloc = lua_getallocf(L, &w.ud);
   lua_setallocf(L, watch, &w);
   if (lua_pcall(L, 2, 0, 0) != LUA_OK) lua_pop(L, 1); /* no memory: workers are dearer then */
   lua_setallocf(L, w.alloc, w.ud);
+}
+
+/* A table of strings that grows links each string anew, and so unshares them all: one that might
+   grow in a worker grows here, a little before it would have in the caller. Lua makes it smaller
+   again where less than a quarter is used. */
+static void make_room(lua_State *L, size_t heap) {
+  lua_Integer room = (lua_Integer)(heap / ROOM_BYTES);
+  if (room > ROOM_MAX) room = ROOM_MAX;
+  struct ahead_strings *t = codec_ahead_find(L);
+  int left = t ? t->size - t->used : 0;
+  if (t && (left >= room || left > t->used)) return;
+  if (!t && room > BLIND_MAX) room = BLIND_MAX;
+  bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
+  lua_gc(L, LUA_GCSTOP);
+  if (t) t->used += left; /* full: one string more, and it grows */
+  grow_table(L, t ? SURE : room);
+  if (t) t->used -= left;
   if (running) lua_gc(L, LUA_GCRESTART);
 }
 
@@ -108,10 +114,11 @@ static int canary_gc(lua_State *L) {
   return 0;
 }
 
-/* Whether the heap is much as it was after the last whole collection, and collecting it costs. */
-static bool same(lua_State *L, const struct runtime *rt) {
+/* Whether a whole collection can wait: it costs, and not that much has come since the last one. Lua
+   itself waits until the heap is twice what it was. */
+static bool can_wait(lua_State *L, const struct runtime *rt) {
   size_t heap = heap_size(L);
-  return heap >= LARGE && heap <= rt->heap + rt->heap / 10;
+  return heap >= LARGE && heap <= rt->heap + rt->heap / 2;
 }
 
 /* Has the heap collected by generations. True: that took a whole collection, as it does from the
@@ -132,7 +139,7 @@ void share_begin(lua_State *L, struct handle *h) {
   bool whole = enter(L, rt);
   for (int i = 0; i < (whole ? 1 : 3); i++) /* what lives through three is old */
     lua_gc(L, LUA_GCSTEP, 0);
-  if (whole || !same(L, rt)) {
+  if (whole || !can_wait(L, rt)) {
     if (!whole) lua_gc(L, LUA_GCCOLLECT);
     size_t heap = heap_size(L);
     if (heap >= LARGE) {

@@ -182,9 +182,8 @@ static void *allocate_early(void *ud, void *block, size_t osize, size_t nsize) {
    Whole ones unshare all: they may wait until the heap is twice or thrice what it was. */
 static void pace(lua_State *L) {
   size_t heap = ((size_t)lua_gc(L, LUA_GCCOUNT) << 10) + 1, percent = MINOR * 100 / heap;
-  if (percent >= 20) return; /* Lua's own */
-  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : (int)percent, 200);
-  lua_gc(L, LUA_GCSTEP, 0); /* when the next one comes was settled before */
+  lua_gc(L, LUA_GCGEN, percent < 1 ? 1 : percent < 20 ? (int)percent : 20, 200);
+  if (percent < 20) lua_gc(L, LUA_GCSTEP, 0); /* when the next one comes was settled before */
 }
 
 void memory_open(struct runner *r) {

@@ -440,6 +440,26 @@ describe("the caller's mode of collection", function()
     assert.equal(("true\n"):rep(8), helper.run(helper.plua .. " " .. script).out)
   end)
 
+  it("collects a large heap whole again when that has grown by half, not before", function()
+    local script <const> = helper.script [[
+      local plua = require "plua"
+      local heap = {}
+      local function grow(n) for i = #heap + 1, #heap + n do heap[i] = { i } end end
+      local function call() plua.map(math.abs, { 1, 2 }, { workers = 1 }) end
+      grow(200000)
+      local gone = false
+      local old = setmetatable({}, { __gc = function() gone = true end })
+      call()
+      old = nil
+      for _ = 1, 2 do
+        grow(60000)
+        call()
+        print(gone)
+      end
+    ]]
+    assert.equal("false\ntrue\n", helper.run(helper.plua .. " " .. script).out)
+  end)
+
   it("of a large heap comes back with the first collection after the call", function()
     local heap <const> = {}
     for i = 1, 200000 do heap[i] = { i } end
