@@ -226,9 +226,9 @@ enum { NESTED_MAX = 40 }; /* each level takes some of Lua's 200 levels of C */
 /* One of the task table's functions, by p->answer on the way in. */
 static int protected_call(lua_State *L) {
   struct inliner *p = lua_touserdata(L, 1);
-  const plua_self self = {.pid = getpid(), .parent = getpid()};
   lua_settop(L, 0);
   if (p->answer == DO_ENTER) {
+    const plua_self self = {.pid = getpid(), .parent = getpid()};
     p->answer = p->tasks.enter(p->r, &self, &p->reply.out);
     return 0;
   }
@@ -290,7 +290,7 @@ static void fill_reply(struct inliner *p, plua_event *ev, enum plua_what what, i
                      .failed = failed,
                      .data = p->reply.out.begin,
                      .len = (size_t)(p->reply.out.at - p->reply.out.begin),
-                     .pid = getpid(),
+                     .pid = what == PLUA_RESULT && !failed ? 0 : getpid(),
                      .elapsed_ns = -1};
 }
 
