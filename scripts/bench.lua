@@ -43,11 +43,21 @@ local opts <const> = options(arg)
 local plua <const> = arg[-1] or "plua"
 local build <const> = opts.dir or plua:match "^(.*)/" or "build"
 local probe <const> = build .. "/bench/probe"
-local rounds <const> = math.max(1, math.tointeger(tonumber(opts.runs)) or ROUNDS)
+
+local function refuse(...)
+  io.stderr:write("bench.lua: ", ...)
+  io.stderr:write "\n"
+  os.exit(2)
+end
+
+local rounds <const> = opts.runs and math.tointeger(tonumber(opts.runs)) or ROUNDS
+if opts.runs and tostring(rounds) ~= opts.runs or rounds < 1 then
+  refuse("--runs is a whole number above 0, not '", opts.runs, "'")
+end
 
 local function read_run(path)
-  local file <close> = assert(io.open(path))
-  return json.decode(file:read "a")
+  local file <close>, why <const> = io.open(path)
+  return json.decode((file or refuse(why)):read "a")
 end
 
 local function write(path, text)
@@ -196,7 +206,13 @@ local function machine(found)
   }
 end
 
+-- Before anything is measured: it may be the file that is written then.
+local old <const> = opts.compare and opts.compare ~= "" and read_run(opts.compare)
+
 local function main()
+  local any
+  for _, case in ipairs(cases) do any = any or chosen(case) end
+  if not any then refuse("no case is named like '", opts.case, "'") end
   local found <const> = peers.find(peers.list(here .. "/bench", build))
   local run <const> = { rounds = rounds, workers = WORKERS, rows = {}, machine = machine(found) }
   local head <const> = "%d rounds in turn, %d workers; mp: multiprocessing, cf: concurrent.futures"
@@ -216,7 +232,7 @@ local function main()
 end
 
 local function show_comparison(run)
-  local lines <const>, dearer <const> = report.compare(read_run(opts.compare), run)
+  local lines <const>, dearer <const> = report.compare(old, run)
   print("since " .. opts.compare .. ":")
   for _, line in ipairs(lines) do print(line) end
   return dearer
@@ -231,13 +247,9 @@ local function missed(run)
 end
 
 local run <const> = main()
-if #run.rows == 0 then
-  io.stderr:write("bench.lua: no case is named like '", opts.case, "'\n")
-  os.exit(2)
-end
 write(build .. "/bench.json", json.encode(run) .. "\n")
 write(build .. "/bench.svg", picture(run))
 print(("%d of %d cases miss a target; written: %s/bench.json, %s/bench.svg"):format(missed(run),
   #run.rows, build, build))
-local dearer <const> = opts.compare and opts.compare ~= "" and show_comparison(run)
+local dearer <const> = old and show_comparison(run)
 os.exit(not dearer)

@@ -68,8 +68,8 @@ describe("the benchmark", function()
     local run <const> = json.decode(helper.read(path))
     local ours <const> = run.rows[1].results.plua
     ours.low, ours.median, ours.high = 0.001, 0.001, 0.001
-    helper.write(dir .. "/old.json", json.encode(run))
-    local result = bench(dir, "--runs=1 --case=trip --no-counts --compare=" .. dir .. "/old.json")
+    helper.write(path, json.encode(run))
+    local result = bench(dir, "--runs=1 --case=trip --no-counts --compare=" .. path)
     assert.equal(1, result.status)
     assert.matches("\ntrip, us [^\n]* DEARER\n", result.out)
     ours.low, ours.median, ours.high = 1e9, 1e9, 1e9
@@ -81,9 +81,16 @@ describe("the benchmark", function()
 
   it("says which options there are, and that no case has such a name", function()
     assert.matches("'--fast' is not understood: --runs=N", bench("build", "--fast").err, 1, true)
-    local result <const> = bench(place(), "--case=nothing")
-    assert.same({ 2, "bench.lua: no case is named like 'nothing'\n" },
-      { result.status, result.err })
+    for options, message in pairs {
+      ["--case=nothing"] = "no case is named like 'nothing'",
+      ["--runs=x"] = "--runs is a whole number above 0, not 'x'",
+      ["--runs=0"] = "--runs is a whole number above 0, not '0'",
+      ["--compare=/nothing"] = "/nothing: No such file or directory",
+    } do
+      local result <const> = bench(place(), options)
+      assert.same({ 2, "bench.lua: " .. message .. "\n", "" },
+        { result.status, result.err, result.out })
+    end
   end)
 end)
 
