@@ -1,12 +1,14 @@
--- Flips comparisons in the scheduler, the ring and the codec, one at a time, and asks whether a
--- spec turns red: lua mutate.lua BUILD [COUNT|all [SEED [PLACES]]], PLACES a pattern such as sched
--- or codec_name.c:96.
--- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate. A mutant that all
--- specs pass is a failure, unless spec/mutants.lua says why nothing can tell it from the original.
+-- Flips comparisons in the scheduler, the ring, the codec and the store, one at a time, and asks
+-- whether a spec turns red: lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]. WHICH: so many,
+-- taken at random; "all"; or "21-40" of all. PLACES: a pattern such as sched or codec_name.c:96.
+-- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate, and can neither run
+-- for ever nor take all memory. A mutant that all specs pass is a failure, unless spec/mutants.lua
+-- says why nothing can tell it from the original.
 -- SPDX-License-Identifier: MIT
 
-local build <const>, count <const>, seed <const> = arg[1] or "build", arg[2] or "24", arg[3] or "1"
+local build <const>, which <const>, seed <const> = arg[1] or "build", arg[2] or "24", arg[3] or "1"
 local places <const> = arg[4] or ""
+local jobs <const> = math.tointeger(arg[5] or "2") -- mutants that are tried at the same time
 local dir <const> = build .. "/mutate"
 local known <const> = dofile("spec/mutants.lua")
 
@@ -15,17 +17,20 @@ local FLIPS <const> = {
   ["&&"] = "||", ["||"] = "&&",
 }
 
--- What proves a file: programs of spec/host that are linked with the mutant, or a module of
--- spec/kit and the spec file that loads it. Each command must end with 0 within the time limit.
+-- What proves the files whose names begin so: programs of spec/host that are linked with the
+-- mutant, or a module of spec/kit and the spec file that loads it. Each command must end with 0
+-- within the time limit.
 local PROOFS <const> = {
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
     run = { "%s/sched_edges memory", "%s/sched_explore 5", "env SEED=1 %s/sched_random 30" } },
   ring = { host = { "ring_edges", "ring_threads", "stepkill" },
     run = { "%s/ring_edges", "env SEED=1 %s/ring_threads 20000", "%s/stepkill 7" } },
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua", "@codec_gc_spec.lua" } },
+  store = { host = { "store_edges", "store_random" },
+    run = { "%s/store_edges", "env SEED=1 %s/store_random" } },
 }
-local LIMIT <const> = 60 -- seconds for each command
-local JOBS <const> = 2 -- mutants that are tried at the same time
+local LIMIT <const> = 30 -- seconds for each command
+local MEMORY_KB <const> = 4 << 20 -- for each process, private
 
 local function run(command)
   local ok, how, code = os.execute(command)
@@ -67,7 +72,7 @@ local function sites(file)
     local from <const>, to <const> = code:find("[<>=!&|%-]+", at)
     if not from then return found, text end
     local op <const> = code:sub(from, to)
-    if FLIPS[op] and code:sub(from - 1, from - 1) == " " and code:sub(to + 1, to + 1) == " " then
+    if FLIPS[op] and code:find("^%s", from - 1) and code:find("^%s", to + 1) then
       local _, line <const> = text:sub(1, from):gsub("\n", "")
       local whole <const> = text:sub(1, from - 1):match("[^\n]*$") .. text:match("^[^\n]*", from)
       local like <const> = op .. line
@@ -79,30 +84,22 @@ local function sites(file)
   end
 end
 
-local flags <const> = "-std=c11 -D_GNU_SOURCE= -O1 -g -fPIC -w -iquote core "
+local flags <const> = "-std=c11 -D_GNU_SOURCE= -O1 -g -fPIC -w -fno-lto "
   .. output("pkg-config --cflags lua5.4"):gsub("\n", "")
-local libs <const> = build .. "/libplua.a "
-  .. output("pkg-config --libs lua5.4"):gsub("\n", "") .. " -lm -ldl -pthread"
+local libs <const> = output("pkg-config --libs lua5.4"):gsub("\n", "") .. " -lm -ldl -pthread"
+local root <const> = output("pwd"):gsub("\n", "")
 
-local function gcc(how, out, ins)
-  return ("gcc -fno-lto %s %s -o %s %s"):format(how, flags, out, ins)
+local function proof_of(file)
+  return PROOFS[file:match("core/(%a+)")]
 end
 
--- What does not change from mutant to mutant is compiled once.
+-- What does not change from mutant to mutant is made once.
 local function prepare()
-  for i = 1, JOBS do
+  for i = 1, jobs do
     run(("mkdir -p %s/%d/kit && cp %s/kit/*.so %s/%d/kit/ && ln -sfn ../../lua %s/%d/lua"):format(
       dir, i, build, dir, i, dir, i))
   end
   write(dir .. "/busted.lua", "require('busted.runner')({ standalone = false })\n")
-  for _, proof in pairs(PROOFS) do
-    for _, name in ipairs(proof.host or {}) do
-      assert(run(gcc("-c", dir .. "/" .. name .. ".o", "spec/host/" .. name .. ".c")))
-    end
-    for _, name in ipairs(proof.kit or {}) do
-      assert(run(gcc("-c", dir .. "/" .. name .. ".o", "spec/kit/" .. name .. ".c")))
-    end
-  end
 end
 
 -- A shell command with the name by which the report calls it.
@@ -118,17 +115,22 @@ end
 -- Begins to try a file with this text; 'place' is a directory that nothing else uses meanwhile.
 -- What is read from the answer: "invalid", "alive", or "red" and the command that failed.
 local function try(file, text, place)
-  local proof <const> = PROOFS[file:match("core/(%a+)")]
-  write(place .. "/mutant.c", text)
-  local script <const> = { "exec 2>" .. place .. "/log",
-    gcc("-c", place .. "/mutant.o", place .. "/mutant.c") .. " || { echo invalid; exit; }" }
-  local function link(how, out, name, last)
-    script[#script + 1] = gcc(how, place .. out, ("%s/%s.o %s/mutant.o %s"):format(dir, name, place,
-      last)) .. " || { echo invalid; exit; }"
+  local proof <const>, name <const> = proof_of(file), file:match("[^/]*$")
+  local core <const> = place .. "/core" -- all sources, of which one is the mutant
+  -- A header is proved by all files that its own are named like.
+  local units <const> = name:match("%.c$") and name or file:match("core/(%a+)") .. "*.c"
+  write(place .. "/mutant", text)
+  local script <const> = { "ulimit -c 0; ulimit -d " .. MEMORY_KB, "exec 2>" .. place .. "/log",
+    ("rm -rf %s && mkdir %s && ln -s %s/core/*.[ch] %s"):format(core, core, root, core),
+    ("mv -f %s/mutant %s/%s"):format(place, core, name),
+    ("(cd %s && gcc -c %s %s) || { echo invalid; exit; }"):format(core, flags, units) }
+  local function link(how, out, source, with)
+    script[#script + 1] = ("gcc %s %s -iquote %s -o %s/%s %s %s/*.o %s/libplua.a %s || "):format(how,
+      flags, core, place, out, source, core, build, with) .. "{ echo invalid; exit; }"
   end
-  for _, name in ipairs(proof.host or {}) do link("", "/" .. name, name, libs) end
-  for _, name in ipairs(proof.kit or {}) do
-    link("-shared -Wl,-Bsymbolic", "/kit/" .. name .. ".so", name, build .. "/libplua.a -pthread")
+  for _, each in ipairs(proof.host or {}) do link("", each, "spec/host/" .. each .. ".c", libs) end
+  for _, each in ipairs(proof.kit or {}) do
+    link("-shared -Wl,-Bsymbolic", ("kit/%s.so"):format(each), "spec/kit/" .. each .. ".c", libs)
   end
   for _, each in ipairs(proof.run) do
     script[#script + 1] = ("%s >%s/log 2>&1 </dev/null || { echo 'red %s'; exit; }"):format(
@@ -167,13 +169,17 @@ end
 
 prepare()
 
-local all <const>, source <const> = {}, {}
-for file in output("ls core/sched*.c core/ring.c core/codec*.c"):gmatch("%S+") do
+local sources <const> = "core/sched*.c core/ring.[ch] core/codec*.[ch] core/store.c"
+local all <const>, source <const>, proofs <const> = {}, {}, {}
+for file in output("ls " .. sources):gmatch("%S+") do
   local found, text <const> = sites(file)
   source[file] = text
   for _, site in ipairs(found) do
     excuse(site)
-    if (file .. ":" .. site.line):find(places) then all[#all + 1] = site end
+    if (file .. ":" .. site.line):find(places) then
+      all[#all + 1] = site
+      proofs[proof_of(file)] = file
+    end
   end
 end
 
@@ -186,7 +192,7 @@ for _, each in ipairs(known) do
 end
 
 -- A red spec says nothing where the originals are red too.
-for _, file in ipairs { "core/sched.c", "core/ring.c", "core/codec.c" } do
+for _, file in pairs(proofs) do
   local place <const> = dir .. "/1"
   local fate <const>, by <const> = answer_of(try(file, source[file], place))
   if fate ~= "alive" then
@@ -195,8 +201,10 @@ for _, file in ipairs { "core/sched.c", "core/ring.c", "core/codec.c" } do
   end
 end
 
-if count ~= "all" then shuffle(all) end
-local wanted <const> = count == "all" and #all or math.min(assert(math.tointeger(count)), #all)
+if math.tointeger(which) then shuffle(all) end
+local first, last = which:match("^(%d+)-(%d+)$")
+first = math.tointeger(first) or 1
+last = math.min(math.tointeger(last) or math.tointeger(which) or #all, #all)
 local tally <const> = { red = 0, excused = 0, alive = 0, invalid = 0 }
 
 local function told(site, fate)
@@ -206,20 +214,20 @@ local function told(site, fate)
     site.text))
 end
 
--- JOBS at a time; their answers are read in the order in which they began.
+-- So many at a time; their answers are read in the order in which they began.
 local busy <const>, tried = {}, 0
 local function finish_oldest()
   local job <const> = table.remove(busy, 1)
   told(job.site, (answer_of(job.pipe)))
   return job.place
 end
-for i = 1, wanted do
+for i = first, last do
   local site <const> = all[i]
   if excuse(site) then
     told(site, "excused")
   else
     tried = tried + 1
-    local place <const> = #busy < JOBS and dir .. "/" .. tried or finish_oldest()
+    local place <const> = #busy < jobs and dir .. "/" .. tried or finish_oldest()
     local text <const> = source[site.file]
     local before <const>, after <const> = text:sub(1, site.at - 1), text:sub(site.at + #site.op)
     local mutant <const> = before .. FLIPS[site.op] .. after
@@ -228,5 +236,5 @@ for i = 1, wanted do
 end
 while #busy > 0 do finish_oldest() end
 print(("%d of %d mutants: %d turned a spec red, %d no one can tell apart, %d are no C, %d ALIVE")
-  :format(wanted, #all, tally.red, tally.excused, tally.invalid, tally.alive))
+  :format(last - first + 1, #all, tally.red, tally.excused, tally.invalid, tally.alive))
 os.exit(tally.alive == 0 and tally.red > 0)
