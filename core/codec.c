@@ -78,14 +78,15 @@ static int stub_raise(lua_State *L) {
 }
 
 static void open_stub(lua_State *L) {
-  static const char *const events[] = {
-    "__index", "__newindex", "__call", "__len",  "__pairs", "__concat", "__unm",      "__add",
-    "__sub",   "__mul",      "__div",  "__mod",  "__pow",   "__idiv",   "__band",     "__bor",
-    "__bxor",  "__shl",      "__shr",  "__bnot", "__lt",    "__le",     "__tostring", "__close"};
+  static const char *const events[] = {"__index",  "__newindex", "__call",     "__len",   "__pairs",
+                                       "__concat", "__unm",      "__add",      "__sub",   "__mul",
+                                       "__div",    "__mod",      "__pow",      "__idiv",  "__band",
+                                       "__bor",    "__bxor",     "__shl",      "__shr",   "__bnot",
+                                       "__lt",     "__le",       "__tostring", "__close", NULL};
   lua_createtable(L, 0, 32);
-  for (size_t i = 0; i < sizeof events / sizeof *events; i++) {
+  for (const char *const *event = events; *event; event++) {
     lua_pushcfunction(L, stub_raise);
-    lua_setfield(L, -2, events[i]);
+    lua_setfield(L, -2, *event);
   }
   lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_STUB]);
 }

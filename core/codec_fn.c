@@ -241,7 +241,7 @@ int codec_put_globals(struct codec_writer *w) {
 
 int codec_put_named(struct codec_writer *w) {
   lua_State *L = w->L;
-  if (!codec_name_find(L, 1)) return 0;
+  if (!codec_name_find(L)) return 0;
   size_t len;
   const char *name = lua_tolstring(L, -1, &len);
   size_t module = strlen(name);

@@ -162,10 +162,10 @@ static int look(lua_State *L) {
   return 0;
 }
 
-int codec_name_find(lua_State *L, int again) {
+int codec_name_find(lua_State *L) {
   luaL_checkstack(L, 12, NULL);
   if (look(L)) return 1;
-  if (!again || !lua_iscfunction(L, -1)) return 0;
+  if (!lua_iscfunction(L, -1)) return 0;
   rebuild(L);
   return look(L);
 }

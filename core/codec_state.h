@@ -85,8 +85,8 @@ void codec_map_free(void **heap);
 void codec_names_refresh(lua_State *L);
 
 /* Pushes the name of the module or function at the top, or pushes nothing: 1 or 0. A C function
-   that is not found has all modules searched again if 'again'. */
-int codec_name_find(lua_State *L, int again);
+   that is not found has all modules searched again. */
+int codec_name_find(lua_State *L);
 
 /* Pushes the module called 'name' (it is loaded if it is not yet, unless 'plain'). 0, or
    PLUA_ECODEC and a string is pushed that says why not. */

@@ -125,8 +125,8 @@ local function try(file, text, place)
     ("mv -f %s/mutant %s/%s"):format(place, core, name),
     ("(cd %s && gcc -c %s %s) || { echo invalid; exit; }"):format(core, flags, units) }
   local function link(how, out, source, with)
-    script[#script + 1] = ("gcc %s %s -iquote %s -o %s/%s %s %s/*.o %s/libplua.a %s || "):format(how,
-      flags, core, place, out, source, core, build, with) .. "{ echo invalid; exit; }"
+    script[#script + 1] = ("gcc %s %s -iquote %s -o %s/%s %s %s/*.o %s/libplua.a %s"):format(how,
+      flags, core, place, out, source, core, build, with) .. " || { echo invalid; exit; }"
   end
   for _, each in ipairs(proof.host or {}) do link("", each, "spec/host/" .. each .. ".c", libs) end
   for _, each in ipairs(proof.kit or {}) do

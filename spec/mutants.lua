@@ -4,6 +4,7 @@
 local same <const> = "the smaller of two: where they are equal, either is right"
 local zero <const> = "0 is answered for 0 either way"
 local slower <const> = "costs time, and not much"
+local ahead <const> = "memory that is asked for ahead of its use, or not: costs time at most"
 local alike <const> = "every release of Lua 5.4 lies in memory alike: a guard against one that "
   .. "does not"
 
@@ -261,4 +262,25 @@ return {
   { file = "core/codec_fn.c", op = "<",
     text = "for (int k = 0; k < 2 * STRING_SETS * STRING_WAYS; k++) {",
     why = "sees one place behind the last, which changes nothing" },
+  { file = "core/codec.c", op = ">",
+    text = "if (room->cap > KEEP) {",
+    why = "where memory begins to be much is arbitrary" },
+  { file = "core/codec_text.c", op = "<",
+    text = "if (mincore((void *)middle, PAGE, &there) < 0 || there & 1) return;",
+    why = ahead },
+  { file = "core/codec_text.c", op = "||",
+    text = "if (mincore((void *)middle, PAGE, &there) < 0 || there & 1) return;",
+    why = ahead },
+  { file = "core/codec_text.c", op = "&&",
+    text = "if (!block && fresh && nsize >= LARGE) populate(fresh, nsize);",
+    why = ahead },
+  { file = "core/codec_text.c", op = "&&", nth = 2,
+    text = "if (!block && fresh && nsize >= LARGE) populate(fresh, nsize);",
+    why = ahead },
+  { file = "core/codec_text.c", op = ">=",
+    text = "if (!block && fresh && nsize >= LARGE) populate(fresh, nsize);",
+    why = ahead },
+  { file = "core/codec_text.c", op = "<",
+    text = "if (LIKELY(len < LARGE)) {",
+    why = "where a string begins to be large is arbitrary" },
 }

@@ -1,6 +1,6 @@
 /* ring_edges.c: a ring where one byte more or less decides: what fits to the last byte, what can
-   never fit, when room is given back, a skip with nothing behind it, and where a run ends. Knows
-   ring.h only. SPDX-License-Identifier: MIT */
+   never fit, when room is given back, when the reader is woken, a skip with nothing behind it, and
+   where a run ends. Knows ring.h only. SPDX-License-Identifier: MIT */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,6 +115,19 @@ static void gives(void) {
   CHECK(atomic_load(&shared.head) == 64);
 }
 
+/* The reader is woken once all is there that it waits for, not sooner. */
+static void wakes(void) {
+  fresh(0);
+  push(1, 0);
+  CHECK(!ring_wanted(&w)); /* nobody waits */
+  atomic_store(&shared.mark, 16);
+  CHECK(!ring_wanted(&w));
+  push(2, 0);
+  CHECK(ring_wanted(&w));
+  push(3, 0);
+  CHECK(ring_wanted(&w));
+}
+
 /* Writes a header as a writer does that nobody should trust. */
 static void forge(unsigned at, uint32_t word, uint16_t tag) {
   memcpy(data + at, &word, 4);
@@ -224,6 +237,7 @@ int main(void) {
   keeps();
   longest();
   gives();
+  wakes();
   distrusts();
   runs();
   puts("ok: edges");
