@@ -1,6 +1,8 @@
--- Flips comparisons in the scheduler, the ring, the codec and the store, one at a time, and asks
--- whether a spec turns red: lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]. WHICH: so many,
--- taken at random; "all"; or "21-40" of all. PLACES: a pattern such as sched or codec_name.c:96.
+-- Flips comparisons in what can be proved by itself (scheduler, ring, board, store, codec, count of
+-- cores), one at a time, and asks whether a spec turns red:
+--   lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]
+-- WHICH: so many, taken at random; "all"; or "21-40" of all. PLACES: a pattern such as sched or
+-- codec_name.c:96.
 -- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate, and can neither run
 -- for ever nor take all memory. A mutant that all specs pass is a failure, unless spec/mutants.lua
 -- says why nothing can tell it from the original.
@@ -28,6 +30,9 @@ local PROOFS <const> = {
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua", "@codec_gc_spec.lua" } },
   store = { host = { "store_edges", "store_random" },
     run = { "%s/store_edges", "env SEED=1 %s/store_random" } },
+  places = { host = { "store_random" }, run = { "env SEED=1 %s/store_random" } },
+  board = { host = { "board_threads" }, run = { "env SEED=1 %s/board_threads 20000" } },
+  cpus = { kit = { "cputest" }, run = { "@cpus_spec.lua" } },
 }
 local LIMIT <const> = 30 -- seconds for each command
 local MEMORY_KB <const> = 4 << 20 -- for each process, private
@@ -53,10 +58,12 @@ local function write(path, text)
   assert(file:write(text))
 end
 
--- The text with comments, strings, characters and preprocessor lines blanked, at the same places.
+-- The text with comments, strings, characters, preprocessor lines and what only the compiler checks
+-- blanked, at the same places.
 local function code_only(text)
   local function blank(s) return (s:gsub("[^\n]", " ")) end
   text = text:gsub("/%*.-%*/", blank)
+  text = text:gsub("_Static_assert%b()", blank)
   text = text:gsub('"[^"\n]*"', blank):gsub("'\\?[^'\n]'", blank)
   return (("\n" .. text):gsub("\n%s*#[^\n]*", blank):sub(2))
 end
@@ -169,7 +176,8 @@ end
 
 prepare()
 
-local sources <const> = "core/sched*.c core/ring.[ch] core/codec*.[ch] core/store.c"
+local sources <const> = "core/sched*.[ch] core/ring.[ch] core/codec*.[ch] core/store.c "
+  .. "core/places.c core/board.[ch] core/cpus.c"
 local all <const>, source <const>, proofs <const> = {}, {}, {}
 for file in output("ls " .. sources):gmatch("%S+") do
   local found, text <const> = sites(file)

@@ -73,6 +73,65 @@ describe("codec: plain values", function()
     same(plain, cross(plain))
   end)
 
+  -- Short ways past the codec, for values alone: where they do not lead, the others do.
+  it("are read without preparation, up to strings of 63 bytes", function()
+    local function told(bytes) return codec.plain(bytes) end
+    for _, tail in ipairs { "", ("\1"):rep(100), ("\255"):rep(100) } do
+      for _, v in ipairs(plain) do
+        local message <const> = codec.encode(v)
+        local short <const> = type(v) ~= "string" or #v < 64
+        local took <const>, got <const> = told(message .. tail)
+        assert.equal(short and #message or 0, took)
+        if short then same(v, got) end
+      end
+      assert.same({ n = 2, 1 }, table.pack(told(codec.encode(nil) .. tail)))
+    end
+    for _, v in ipairs(plain) do
+      local message <const> = codec.encode(v)
+      for n = 0, math.min(#message - 1, 64) do assert.equal(0, told(message:sub(1, n))) end
+    end
+    for tag = 0, 255 do
+      local is_plain <const> = tag >= 1 and tag <= 8 or tag >= 0x40
+      assert.equal(is_plain, told(string.char(tag) .. ("\1"):rep(100)) > 0)
+    end
+  end)
+
+  it("need no memory where they are no strings", function()
+    for _, tail in ipairs { "", ("\1"):rep(100) } do
+      for _, v in ipairs(plain) do
+        local yes <const>, got <const> = codec.seen(codec.encode(v) .. tail)
+        assert.equal(type(v) ~= "string", yes)
+        if yes then same(v, got) end
+      end
+      assert.same({ n = 2, true }, table.pack(codec.seen(codec.encode(nil) .. tail)))
+    end
+    for _, v in ipairs(plain) do
+      local message <const> = codec.encode(v)
+      for n = 0, math.min(#message - 1, 64) do assert.is_false(codec.seen(message:sub(1, n))) end
+    end
+    for tag = 0, 255 do
+      local needs_none <const> = tag >= 1 and tag <= 8 or tag >= 0x80
+      assert.equal(needs_none, codec.seen(string.char(tag) .. ("\1"):rep(100)))
+    end
+  end)
+
+  it("are taken from where they lie, if they are numbers", function()
+    if not codec.LOOKS then return end
+    for _, v in ipairs(plain) do
+      local bytes <const> = codec.taken(v)
+      assert.equal(type(v) == "number" and codec.encode(v) or nil, bytes)
+    end
+    codec.limit(4)
+    local none <const>, small <const> = codec.taken(0.5), codec.taken(300)
+    codec.limit(nil)
+    assert.is_nil(none)
+    assert.equal(codec.encode(300), small)
+  end)
+
+  it("are numbers of an array as far as it is known to reach", function()
+    for _, limit in ipairs { 0, 1, 2, 15, 16 } do assert.equal(limit, codec.run(limit)) end
+  end)
+
   it("cross as nil, as none and as many", function()
     assert.equal(0, select("#", cross()))
     assert.equal(1, select("#", cross(nil)))

@@ -283,4 +283,10 @@ return {
   { file = "core/codec_text.c", op = "<",
     text = "if (LIKELY(len < LARGE)) {",
     why = "where a string begins to be large is arbitrary" },
+  { file = "core/codec_ahead.h", op = ">",
+    text = "if (a->strings && a->strings->size > FEW) codec_ahead_look(a, next, end);",
+    why = "how many strings are many is arbitrary" },
+  { file = "core/codec_wire.h", op = "<=",
+    text = "} else if (len <= UINT32_MAX) {",
+    why = "the largest number of 32 bits fits 64 too" },
 }

@@ -4,6 +4,10 @@
      decode_plain(string)                  the same, refusing functions
      decode_quiet(string)                  the same, refusing what only a hook can make
      used(string) -> bytes that the first message in it took
+     plain(string) -> the same where it is one plain value, and that value; else 0
+     seen(string) -> whether it is a value that needs no memory, and that value
+     taken(value) -> string                what is written of a number where it lies; else nil
+     run(limit) -> how many of sixteen integers are told of an array with that limit
      ahead(string, at) -> list of the strings that the reader looks for once it has read one that
                        ends before byte 'at'; those of them that this state has
      fits(thing) -> whether memory is taken for Lua's that is as Lua's but for one thing
@@ -29,6 +33,7 @@
 #include "codec.h"
 #include "codec_ahead.h"
 #include "codec_peek.h"
+#include "codec_plain.h"
 #include "codec_state.h"
 #include "codec_write.h"
 #include "plua.h"
@@ -160,6 +165,61 @@ static int decode_quiet(lua_State *L) {
 }
 static int used_by(lua_State *L) {
   return decode_by(L, codec_read, 1);
+}
+
+static int plain(lua_State *L) {
+  size_t len;
+  const unsigned char *bytes = push_exactly(L, &len);
+  size_t took = codec_plain_read(L, bytes, len);
+  lua_pushinteger(L, (lua_Integer)took);
+  if (!took) return 1;
+  lua_insert(L, -2);
+  return 2;
+}
+
+static int seen(lua_State *L) {
+  size_t len;
+  struct peek_value v = {.tag = 0xff};
+  const unsigned char *bytes = push_exactly(L, &len);
+  bool yes = codec_plain_seen(&v, bytes, len);
+  lua_pushboolean(L, yes);
+  if (!yes) return 1;
+  switch (v.tag) {
+  case PEEK_NIL:
+    lua_pushnil(L);
+    return 2;
+  case PEEK_FALSE:
+  case PEEK_TRUE:
+    lua_pushboolean(L, v.tag == PEEK_TRUE);
+    return 2;
+  case PEEK_INTEGER:
+    lua_pushinteger(L, v.value.integer);
+    return 2;
+  case PEEK_FLOAT:
+    lua_pushnumber(L, v.value.number);
+    return 2;
+  }
+  return luaL_error(L, "a tag that no value has");
+}
+
+static int taken(lua_State *L) {
+  struct box *box = push_box(L);
+  lua_pushvalue(L, 1);
+  int top = lua_gettop(L), yes = codec_plain_take(L, &box->out);
+  if (lua_gettop(L) != top - yes) return luaL_error(L, "codec_plain_take moved the top wrongly");
+  if (!yes) return 0;
+  lua_pushlstring(L, (char *)box->out.begin, (size_t)(box->out.at - box->out.begin));
+  return 1;
+}
+
+static int run(lua_State *L) {
+  enum { N = 16 };
+  struct peek_value array[N];
+  for (int i = 0; i < N; i++) array[i] = (struct peek_value){{.integer = i}, PEEK_INTEGER};
+  struct peek_table t = {.limit = (unsigned)luaL_checkinteger(L, 1), .array = array};
+  unsigned char tag;
+  lua_pushinteger(L, codec_peek_run(&t, &tag));
+  return 1;
 }
 
 static int ahead(lua_State *L) {
@@ -363,6 +423,10 @@ int luaopen_codectest(lua_State *L) {
                                        {"decode_plain", decode_plain},
                                        {"decode_quiet", decode_quiet},
                                        {"used", used_by},
+                                       {"plain", plain},
+                                       {"seen", seen},
+                                       {"taken", taken},
+                                       {"run", run},
                                        {"ahead", ahead},
                                        {"fits", fits},
                                        {"keeps", keeps},
