@@ -20,8 +20,8 @@ local FLIPS <const> = {
 }
 
 -- What proves the files whose names begin so: programs of spec/host that are linked with the
--- mutant, or a module of spec/kit and the spec file that loads it. Each command must end with 0
--- within the time limit.
+-- mutant, or a module of spec/kit and the spec file that loads it; 'plua': the program too. Each
+-- command must end with 0 within the time limit.
 local PROOFS <const> = {
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
     run = { "%s/sched_edges memory", "%s/sched_explore 5", "env SEED=1 %s/sched_random 30" } },
@@ -29,10 +29,12 @@ local PROOFS <const> = {
     run = { "%s/ring_edges", "env SEED=1 %s/ring_threads 20000", "%s/stepkill 7" } },
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua", "@codec_gc_spec.lua" } },
   store = { host = { "store_edges", "store_random" },
-    run = { "%s/store_edges", "env SEED=1 %s/store_random" } },
-  places = { host = { "store_random" }, run = { "env SEED=1 %s/store_random" } },
+    run = { "%s/store_edges", "env SEED=1 %s/store_random", -- and as before Linux 5.14
+      "env LD_PRELOAD=%s/../../preload/iofail.so IOFAIL=madvise:22:1:sticky %s/store_edges" } },
+  places = { host = { "places_edges", "store_random" },
+    run = { "%s/places_edges", "env SEED=1 %s/store_random" } },
   board = { host = { "board_threads" }, run = { "env SEED=1 %s/board_threads 20000" } },
-  cpus = { kit = { "cputest" }, run = { "@cpus_spec.lua" } },
+  cpus = { plua = true, kit = { "cputest" }, run = { "@cpus_spec.lua" } },
 }
 local LIMIT <const> = 30 -- seconds for each command
 local MEMORY_KB <const> = 4 << 20 -- for each process, private
@@ -112,7 +114,7 @@ end
 -- A shell command with the name by which the report calls it.
 local function command_of(text, place)
   local spec <const> = text:match("^@(.*)")
-  if not spec then return ("timeout -k 2 %d " .. text):format(LIMIT, place) end
+  if not spec then return ("timeout -k 2 %d %s"):format(LIMIT, (text:gsub("%%s", place))) end
   -- As under a sanitizer: fewer rounds of what is tried at random.
   return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d lua5.4"
     .. " %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir,
@@ -134,6 +136,9 @@ local function try(file, text, place)
   local function link(how, out, source, with)
     script[#script + 1] = ("gcc %s %s -iquote %s -o %s/%s %s %s/*.o %s/libplua.a %s"):format(how,
       flags, core, place, out, source, core, build, with) .. " || { echo invalid; exit; }"
+  end
+  if proof.plua then
+    link("-Wl,-E", "plua", ("%s/core/main*.o %s/core/modules.o"):format(build, build), libs)
   end
   for _, each in ipairs(proof.host or {}) do link("", each, "spec/host/" .. each .. ".c", libs) end
   for _, each in ipairs(proof.kit or {}) do

@@ -11,6 +11,11 @@ describe("the payload store", function()
     assert.truthy(result.out:find("ok: %d+ payloads"), result.out)
   end)
 
+  it("has places told by item, across chunks of them", function()
+    local result <const> = helper.run(helper.build .. "/host/places_edges", { timeout = 120 })
+    assert.equal("ok\n", result.out, result.err)
+  end)
+
   it("fills a small area to its end, again and again, whatever the kernel can do", function()
     local program <const> = helper.build .. "/host/store_edges"
     local EINVAL <const> = 22 -- of MADV_POPULATE_WRITE, before Linux 5.14

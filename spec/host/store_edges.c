@@ -1,6 +1,7 @@
 /* store_edges.c: a store of a few segments: all of it is used, and no more; what is freed is used
-   again, wherever it lies; what has no room is refused and nothing is lost by it; memory goes back
-   but for what stays warm. Knows store.h only. SPDX-License-Identifier: MIT */
+   again, wherever it lies, that which has memory first; what has no room is refused and nothing is
+   lost by it; memory goes back but for what stays warm. Knows store.h only.
+   SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 #include "base.h"
 #include "store.h"
 
-enum { COUNT = 40, WARM = 32, HEAD = 8 };
+enum { COUNT = 40, WARM = 32, HEAD = 8, STEP = 1 << 16, HALF = SEGMENT / 2 };
 #define WHOLE ((size_t)SEGMENT - HEAD) /* a payload that fills a segment */
 
 _Noreturn static void wrong(int line, const char *what) {
@@ -26,6 +27,21 @@ static struct store *store;
 static unsigned char *base;
 static int fd;
 
+static void open_new(void) {
+  size_t size = (size_t)COUNT * SEGMENT;
+  fd = memfd_create("store", MFD_CLOEXEC);
+  CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
+  base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  CHECK(base != MAP_FAILED);
+  CHECK(store_open(&store, base, 0, size, fd) == 0);
+}
+
+static void close_it(void) {
+  store_close(store);
+  munmap(base, (size_t)COUNT * SEGMENT);
+  close(fd);
+}
+
 static uint64_t file_bytes(void) {
   struct stat st;
   CHECK(fstat(fd, &st) == 0);
@@ -36,6 +52,7 @@ static uint64_t file_bytes(void) {
 static int put(size_t len, uint64_t *off) {
   plua_out *out;
   bool follows;
+  errno = EIO; /* says nothing of what succeeds */
   int err = store_begin(store, 1, &out);
   if (err) return err;
   err = plua_room(out, len);
@@ -120,6 +137,103 @@ static void runs(void) {
   store_free_run(store, one, off[3], 5);
 }
 
+/* A segment in a row of whole ones. */
+static uint64_t at(uint64_t segment) {
+  return segment * SEGMENT;
+}
+static void put_whole(uint64_t from, uint64_t to) {
+  for (uint64_t i = from, off; i < to; i++) CHECK(put(WHOLE, &off) == 0 && off == at(i));
+}
+static void free_whole(uint64_t from, uint64_t to) {
+  for (uint64_t i = from; i < to; i++) store_free(store, at(i));
+}
+enum { SMALL = 10, BEHIND = HEAD + 16 }; /* a payload, and where the next one lies */
+
+/* What does not fit a segment goes on in the next one, where that is free and has memory. */
+static void goes_on(void) {
+  uint64_t off;
+  open_new();
+  put_whole(0, 3);
+  free_whole(0, 2);
+  CHECK(put(SMALL, &off) == 0 && off == 0);
+  CHECK(put(WHOLE, &off) == 0 && off == BEHIND);
+  close_it();
+}
+
+/* Where memory is free elsewhere, no more is asked for; but for that nothing moves that fits. */
+static void seeks_warm(void) {
+  uint64_t off;
+  open_new();
+  put_whole(0, 1);
+  CHECK(put(SMALL, &off) == 0 && off == at(1));
+  free_whole(0, 1);
+  CHECK(put(HALF, &off) == 0 && off == at(1) + BEHIND);
+  CHECK(put(WHOLE, &off) == 0 && off == 0);
+  close_it();
+  open_new();
+  put_whole(0, 4);
+  CHECK(put(SMALL, &off) == 0 && off == at(4));
+  free_whole(0, 1); /* two that are no neighbours */
+  free_whole(2, 3);
+  CHECK(put(2 * (size_t)SEGMENT - 100, &off) == 0 && off == at(4) + BEHIND);
+  close_it();
+}
+
+/* What was freed last has lost its memory. */
+static void leaves_cold(void) {
+  uint64_t off;
+  open_new();
+  put_whole(0, COUNT);
+  free_whole(0, 1);
+  free_whole(2, 1 + WARM);
+  free_whole(1, 2);
+  CHECK(put(SMALL, &off) == 0 && off == 0);
+  CHECK(put(WHOLE, &off) == 0 && off == at(2));
+  close_it();
+  open_new();
+  put_whole(0, COUNT);
+  free_whole(2, 2 + WARM);
+  free_whole(0, 1);
+  put_whole(2, 2 + WARM); /* the last one, too */
+  CHECK(put(WHOLE, &off) == 0 && off == 0);
+  close_it();
+}
+
+/* What has begun at the end of the area ends where there is room. */
+static void turns_back(void) {
+  uint64_t off;
+  plua_out *out;
+  bool follows;
+  open_new();
+  put_whole(0, COUNT - 1);
+  CHECK(put(SMALL, &off) == 0 && off == at(COUNT - 1));
+  free_whole(0, 1);
+  CHECK(store_begin(store, 1, &out) == 0);
+  CHECK(plua_room(out, SIZE_MAX / 2) == PLUA_ETOOBIG &&
+        plua_room(out, SIZE_MAX / 2 + 1) == -ENOMEM);
+  CHECK(plua_room(out, HALF) == 0);
+  memset(out->at, 'x', HALF);
+  out->at += HALF;
+  CHECK(plua_room(out, WHOLE - HALF) == 0);
+  store_end(store, &off, &follows);
+  CHECK(off == 0 && base[HEAD] == 'x' && base[HEAD + HALF - 1] == 'x');
+  close_it();
+}
+
+/* A run leaves the last byte that has memory to others. */
+static void ends_before(void) {
+  uint64_t off;
+  bool follows;
+  static unsigned char bytes[STEP];
+  const size_t segment = SEGMENT, backed = segment < STEP ? segment : STEP;
+  const size_t all = backed - BEHIND - HEAD, less = all - 8;
+  open_new();
+  CHECK(put(SMALL, &off) == 0 && off == 0);
+  CHECK(store_run(store, 1, bytes, &all, 1, &off, &follows) == 0);
+  CHECK(store_run(store, 1, bytes, &less, 1, &off, &follows) == 1 && off == BEHIND);
+  close_it();
+}
+
 /* Ends the process that does it. */
 static void freed_twice(void) {
   uint64_t one, two;
@@ -138,21 +252,19 @@ static void freed_twice(void) {
 }
 
 int main(void) {
-  size_t size = (size_t)COUNT * SEGMENT;
-  fd = memfd_create("store", MFD_CLOEXEC);
-  CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
-  base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-  CHECK(base != MAP_FAILED);
-  CHECK(store_open(&store, base, 0, size, fd) == 0);
+  open_new();
   fills_and_empties();
   one_takes_all();
   grows();
   runs();
   freed_twice();
   fills_and_empties();
+  close_it();
+  goes_on();
+  seeks_warm();
+  leaves_cold();
+  turns_back();
+  ends_before();
   puts("ok");
-  store_close(store);
-  munmap(base, size);
-  close(fd);
   return 0;
 }
