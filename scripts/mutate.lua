@@ -33,7 +33,8 @@ local PROOFS <const> = {
       "env LD_PRELOAD=%s/../../preload/iofail.so IOFAIL=madvise:22:1:sticky %s/store_edges" } },
   places = { host = { "places_edges", "store_random" },
     run = { "%s/places_edges", "env SEED=1 %s/store_random" } },
-  board = { host = { "board_threads" }, run = { "env SEED=1 %s/board_threads 20000" } },
+  board = { host = { "board_edges", "board_threads" },
+    run = { "%s/board_edges", "env SEED=1 %s/board_threads 20000" } },
   cpus = { plua = true, kit = { "cputest" }, run = { "@cpus_spec.lua" } },
 }
 local LIMIT <const> = 30 -- seconds for each command

@@ -1,9 +1,15 @@
--- The board by itself: an owner and workers as threads of one process. SPDX-License-Identifier: MIT
+-- The board by itself: each edge of it; an owner and workers as threads of one process.
+-- SPDX-License-Identifier: MIT
 
 local helper <const> = require "spec.helper"
 
 describe("the board", function()
   helper.guard()
+
+  it("is posted to, taken from and healed to the last entry", function()
+    local result <const> = helper.run(helper.build .. "/host/board_edges", { timeout = 120 })
+    assert.equal("ok\n", result.out, result.err)
+  end)
 
   it("lets each item be claimed once or come back once, whatever the owner does", function()
     -- Sanitizers watch the threads; where lines are counted, each is run soon.
