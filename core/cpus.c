@@ -240,7 +240,7 @@ static char *mask_text(const cpu_set_t *mask, size_t bytes) {
   for (size_t cpu = 0; cpu < end; cpu++) {
     if (!CPU_ISSET_S(cpu, bytes, mask)) continue;
     size_t last = cpu;
-    while (last + 1 < end && CPU_ISSET_S(last + 1, bytes, mask)) last++;
+    while (CPU_ISSET_S(last + 1, bytes, mask)) last++; /* none is behind the end */
     fprintf(out, last > cpu ? "%s%zu-%zu" : "%s%zu", comma, cpu, last);
     comma = ",";
     cpu = last;

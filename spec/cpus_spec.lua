@@ -100,6 +100,18 @@ describe("the core count", function()
       local _, _, sources = ask { PLUA_SYS_ROOT = tree { ["x"] = "" } }
       assert.equal("0-4999", sources.affinity.text)
       assert.equal(5000, sources.affinity.cpus)
+      cputest.machine(1)
+      _, _, sources = ask {}
+      assert.equal("0", sources.affinity.text)
+    end)
+
+    it("is asked for up to four million CPUs", function()
+      local sys <const> = tree { ["x"] = "" }
+      for n, text in pairs { [1 << 22] = "0-4194303", [1 << 23] = "" } do
+        cputest.machine(n)
+        local _, _, sources = ask { PLUA_SYS_ROOT = sys }
+        assert.equal(text, sources.affinity.text)
+      end
     end)
 
     it("can be asked for without the sources, or with few of them", function()
@@ -108,6 +120,10 @@ describe("the core count", function()
       local same <const>, three <const> = cputest.cpus(3)
       assert.equal(count, same)
       assert.equal(3, #three)
+      cputest.setenv("OMP_THREAD_LIMIT", "1") -- the last source
+      local one <const>, most <const> = cputest.cpus(#select(2, cputest.cpus()) - 1)
+      assert.equal(1, one)
+      for _, source in ipairs(most) do assert.is_true(source.cpus == 1 or not source.decides) end
     end)
   end)
 
@@ -178,7 +194,7 @@ describe("the core count", function()
     it("rounds the quota up", function()
       local cases <const> = {
         ["150000 100000"] = 2, ["200000 100000"] = 2, ["200001 100000"] = 3, ["1000 100000"] = 1,
-        ["50000 10000"] = 5, ["300000"] = 3,
+        ["50000 10000"] = 5, ["300000"] = 3, ["3 1"] = 3,
       }
       for text, cpus in pairs(cases) do
         local files <const> = { ["job/cpu.max"] = text .. "\n" }
@@ -204,6 +220,25 @@ describe("the core count", function()
       })
       assert.equal(3, count)
       assert.matches("/a/cpu%.max$", sources["cgroup v2"].where)
+    end)
+
+    it("names the level nearest to the leaf of two that say the same", function()
+      local _, _, sources = v2("/a/b", "/", {
+        ["a/cpu.max"] = "300000 100000\n", ["a/b/cpu.max"] = "300000 100000\n",
+      })
+      assert.matches("/a/b/cpu%.max$", sources["cgroup v2"].where)
+    end)
+
+    it("reads the first mount's root where several hide the path", function()
+      local count <const> = ask_on {
+        proc = {
+          ["self/cgroup"] = "0::/a\n",
+          ["self/mountinfo"] = mount("cgroup2", "/x", "/sys/fs/one") ..
+            mount("cgroup2", "/y", "/sys/fs/two"),
+        },
+        sys = { ["fs/one/cpu.max"] = "500000 100000", ["fs/two/cpu.max"] = "100000 100000" },
+      }
+      assert.equal(5, count)
     end)
 
     it("passes levels whose controller is off", function()
@@ -346,11 +381,30 @@ describe("the core count", function()
     end)
 
     it("ignores garbage", function()
-      local count <const>, _, sources = v1("/", "/", {
-        ["cpu.cfs_quota_us"] = "lots\n", ["cpu.cfs_period_us"] = "100000\n",
-      })
-      assert.equal(64, count)
-      assert.equal(-1, sources["cgroup v1"].cpus)
+      for _, files in ipairs {
+        { ["cpu.cfs_quota_us"] = "lots\n", ["cpu.cfs_period_us"] = "100000\n" },
+        { ["cpu.cfs_quota_us"] = "\n" },
+      } do
+        local count <const>, _, sources = v1("/", "/", files)
+        assert.equal(64, count)
+        assert.equal(-1, sources["cgroup v1"].cpus)
+      end
+    end)
+
+    it("takes no other controller for that of cores", function()
+      local mounts <const> = mount("cgroup", "/", "/sys/fs/cgroup/cpu")
+      local others, sys <const> = "", { ["fs/cgroup/cpu/cpu.cfs_quota_us"] = "500000\n" }
+      for _, name in ipairs { "cpuset", "xyz" } do
+        others = others .. mount("cgroup", "/", "/sys/fs/cgroup/" .. name):gsub("cpu,cpuacct", name)
+        sys["fs/cgroup/" .. name .. "/cpu.cfs_quota_us"] = "100000\n"
+      end
+      local count <const> = ask_on {
+        proc = {
+          ["self/cgroup"] = "3:cpuset:/a\n" .. V1:format "/", ["self/mountinfo"] = others .. mounts,
+        },
+        sys = sys,
+      }
+      assert.equal(5, count)
     end)
   end)
 
@@ -390,11 +444,13 @@ describe("the core count", function()
     it("well-formed lines", function()
       local count <const> = ask_on {
         proc = {
-          ["self/cgroup"] = "\n:\n0:\nnonsense\n0::/job\n",
+          ["self/cgroup"] = "\n:\n0:\nnonsense\n0:x:/other\n7::/other\n0::/job\n",
           ["self/mountinfo"] = "\n - \n1 2 3 - cgroup2\n1 2 0:3 / /sys/fs/cgroup - cgroup2 x\n" ..
             "- - - - - - -\n" .. mount("cgroup2", "/", "/sys/fs/cgroup"),
         },
-        sys = { ["fs/cgroup/job/cpu.max"] = "200000 100000" },
+        sys = {
+          ["fs/cgroup/job/cpu.max"] = "200000 100000", ["fs/cgroup/other/cpu.max"] = "1 1",
+        },
       }
       assert.equal(2, count)
     end)
@@ -494,8 +550,8 @@ describe("the core count", function()
     end)
 
     it("in a CPU list ignores it", function()
-      for _, text in ipairs { "all", "3-1", "0-", "-2", "0,,1", "0-3,", "0-99999999999", "1;2",
-        "0-2000000000,0-2000000000" } do
+      for _, text in ipairs { "all", "3-1", "3-1,0-9", "0-", "-2", "0,,1", "0-3,", "1;2",
+        "2147483647", "0-99999999999", "0-2000000000,0-2000000000" } do
         local count <const>, name, sources = ask_on {
           proc = { ["self/status"] = "Cpus_allowed_list:\t" .. text .. "\n" },
         }
@@ -504,6 +560,25 @@ describe("the core count", function()
         assert.equal("sysconf", name)
         assert.equal(-1, sources.online.cpus)
       end
+    end)
+
+    it("or without takes the largest numbers", function()
+      local MOST <const> = 0x7fffffff
+      local count <const>, name <const>, sources = ask_on {
+        env = { PLUA_WORKERS = "65000", OMP_THREAD_LIMIT = MOST, SLURM_TASKS_PER_NODE = MOST },
+        sys = { ["devices/system/cpu/online"] = ("0-%d\n"):format(MOST - 1) },
+      }
+      assert.same({ 65000, "PLUA_WORKERS" }, { count, name })
+      for _, each in ipairs { "OMP_THREAD_LIMIT", "SLURM_TASKS_PER_NODE", "online" } do
+        assert.equal(MOST, sources[each].cpus)
+      end
+    end)
+
+    it("shows what a row has room for", function()
+      local whole <const>, long <const> = ("x"):rep(127), ("x"):rep(128)
+      local _, _, sources = ask_on { env = { NSLOTS = whole, OMP_THREAD_LIMIT = long } }
+      assert.equal(whole, sources.NSLOTS.text)
+      assert.equal(("x"):rep(124) .. "...", sources.OMP_THREAD_LIMIT.text)
     end)
 
     it("takes an empty variable for one that is not set", function()
@@ -560,6 +635,17 @@ describe("the core count", function()
         local result <const> = helper.run(line, { env = container() })
         local twice <const> = ("3\tcgroup v2\n"):rep(2)
         assert.same({ twice .. "250000 100000\n", "" }, { result.out, result.err })
+      end
+    end)
+
+    it("is read from files of any length, whatever lies in memory", function()
+      local online <const> = "devices/system/cpu/online"
+      local code <const> = "print(require('plua').cpus()[2].cpus)"
+      for text, cpus in pairs { ["0-3" .. (" "):rep(4092) .. "\n"] = 4, [""] = 0 } do
+        local _, sys <const> = fake { sys = { [online] = text } }
+        local line <const> = helper.plua .. " -e " .. helper.quote(code)
+        local env <const> = { PLUA_SYS_ROOT = sys, MALLOC_PERTURB_ = "85" }
+        assert.equal(cpus .. "\n", helper.run(line, { env = env }).out)
       end
     end)
 

@@ -55,8 +55,10 @@ static int take(void) {
 static void has_room(void) {
   fresh();
   post_stale(QUEUE);
+  v.woken = true; /* what lies behind the last lane is none */
   CHECK(v.front[LANE_NORMAL] == 0);
   CHECK(board_room(&v, LANE_NORMAL) && v.front[LANE_NORMAL] == QUEUE);
+  CHECK(v.woken && v.front[LANE_URGENT] == 0 && v.tail[LANE_URGENT] == 0);
   fresh();
   post(0, LANE_NORMAL);
   post_stale(QUEUE - 1);

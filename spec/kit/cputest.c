@@ -60,10 +60,11 @@ static void push_source(lua_State *L, const plua_cpu_source *s) {
 
 /* cpus([max]) -> the answer, the list of sources; with max 0 no list is asked for */
 static int cpus(lua_State *L) {
-  plua_cpu_source rows[ROWS];
+  plua_cpu_source rows[ROWS + 1] = {{0}}; /* no row is written behind the last */
   int max = (int)luaL_optinteger(L, 1, ROWS), n = -1;
   luaL_argcheck(L, max >= 0 && max <= ROWS, 1, "too many rows");
   lua_pushinteger(L, plua_cpus(max ? rows : NULL, max, max ? &n : NULL));
+  if (rows[max].name || rows[max].decides) return luaL_error(L, "a row too many");
   lua_newtable(L);
   for (int i = 0; i < n; i++) {
     push_source(L, &rows[i]);
