@@ -8,6 +8,7 @@
 -- says why nothing can tell it from the original.
 -- SPDX-License-Identifier: MIT
 
+io.stdout:setvbuf("line")
 local build <const>, which <const>, seed <const> = arg[1] or "build", arg[2] or "24", arg[3] or "1"
 local places <const> = arg[4] or ""
 local jobs <const> = math.tointeger(arg[5] or "2") -- mutants that are tried at the same time
