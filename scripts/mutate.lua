@@ -38,7 +38,8 @@ local PROOFS <const> = {
     run = { "%s/board_edges", "env SEED=1 %s/board_threads 20000" } },
   cpus = { plua = true, kit = { "cputest" }, run = { "@cpus_spec.lua" } },
 }
-local LIMIT <const> = 30 -- seconds for each command
+-- Seconds for each command, of waiting and of work: only the first depend on what else runs here.
+local WAIT <const>, WORK <const> = 60, 30
 local MEMORY_KB <const> = 4 << 20 -- for each process, private
 
 local function run(command)
@@ -116,23 +117,27 @@ end
 -- A shell command with the name by which the report calls it.
 local function command_of(text, place)
   local spec <const> = text:match("^@(.*)")
-  if not spec then return ("timeout -k 2 %d %s"):format(LIMIT, (text:gsub("%%s", place))) end
+  if not spec then return ("timeout -k 2 %d %s"):format(WAIT, (text:gsub("%%s", place))) end
   -- As under a sanitizer: fewer rounds of what is tried at random.
   return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d lua5.4"
-    .. " %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, LIMIT, dir,
+    .. " %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, WAIT, dir,
     spec)
 end
 
+-- What timeout answers when it has ended a command.
+local FAILS <const> = "fails() { case $1 in 124|137) echo late $2;; *) echo red $2;; esac; exit; }"
+
 -- Begins to try a file with this text; 'place' is a directory that nothing else uses meanwhile.
--- What is read from the answer: "invalid", "alive", or "red" and the command that failed.
+-- What is read from the answer: "invalid", "alive", or "red" or "late" and the command that failed.
 local function try(file, text, place)
   local proof <const>, name <const> = proof_of(file), file:match("[^/]*$")
   local core <const> = place .. "/core" -- all sources, of which one is the mutant
   -- A header is proved by all files that its own are named like.
   local units <const> = name:match("%.c$") and name or file:match("core/(%a+)") .. "*.c"
   write(place .. "/mutant", text)
-  local script <const> = { "ulimit -c 0; ulimit -d " .. MEMORY_KB, "exec 2>" .. place .. "/log",
-    ("rm -rf %s && mkdir %s && ln -s %s/core/*.[ch] %s"):format(core, core, root, core),
+  local script <const> = { "exec 2>" .. place .. "/log",
+    ("ulimit -c 0; ulimit -d %d; ulimit -t %d"):format(MEMORY_KB, WORK),
+    FAILS, ("rm -rf %s && mkdir %s && ln -s %s/core/*.[ch] %s"):format(core, core, root, core),
     ("mv -f %s/mutant %s/%s"):format(place, core, name),
     ("(cd %s && gcc -c %s %s) || { echo invalid; exit; }"):format(core, flags, units) }
   local function link(how, out, source, with)
@@ -147,7 +152,7 @@ local function try(file, text, place)
     link("-shared -Wl,-Bsymbolic", ("kit/%s.so"):format(each), "spec/kit/" .. each .. ".c", libs)
   end
   for _, each in ipairs(proof.run) do
-    script[#script + 1] = ("%s >%s/log 2>&1 </dev/null || { echo 'red %s'; exit; }"):format(
+    script[#script + 1] = ("%s >%s/log 2>&1 </dev/null || fails $? '%s'"):format(
       command_of(each, place), place, each)
   end
   script[#script + 1] = "echo alive"
@@ -220,7 +225,7 @@ if math.tointeger(which) then shuffle(all) end
 local first, last = which:match("^(%d+)-(%d+)$")
 first = math.tointeger(first) or 1
 last = math.min(math.tointeger(last) or math.tointeger(which) or #all, #all)
-local tally <const> = { red = 0, excused = 0, alive = 0, invalid = 0 }
+local tally <const> = { red = 0, late = 0, excused = 0, alive = 0, invalid = 0 }
 
 local function told(site, fate)
   tally[fate] = tally[fate] + 1
@@ -250,6 +255,7 @@ for i = first, last do
   end
 end
 while #busy > 0 do finish_oldest() end
-print(("%d of %d mutants: %d turned a spec red, %d no one can tell apart, %d are no C, %d ALIVE")
-  :format(last - first + 1, #all, tally.red, tally.excused, tally.invalid, tally.alive))
-os.exit(tally.alive == 0 and tally.red > 0)
+print(("%d of %d mutants: %d turned a spec red, %d made it hang, %d no one can tell apart, "
+  .. "%d are no C, %d ALIVE"):format(last - first + 1, #all, tally.red, tally.late, tally.excused,
+  tally.invalid, tally.alive))
+os.exit(tally.alive == 0 and tally.red + tally.late + tally.excused > 0)
