@@ -160,7 +160,7 @@ static int lane_take(struct board_view *v, unsigned lane, uint64_t *from, uint32
   uint64_t tail = atomic_load_explicit(&l->tail, memory_order_acquire);
   uint64_t front = atomic_load_explicit(&l->front, memory_order_relaxed);
   if (*from < front && front <= tail) *from = front;
-  if (*from > tail || tail - *from > v->queue) /* only after somebody scribbled on the board */
+  if (tail - *from > v->queue) /* only after somebody scribbled on the board */
     *from = tail > v->queue ? tail - v->queue : 0;
   for (uint64_t p = *from; p < tail; p++) {
     uint64_t entry = atomic_load_explicit(&v->order[lane][p & (v->queue - 1)],

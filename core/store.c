@@ -315,7 +315,7 @@ unsigned store_run(struct store *s, uint64_t chain, const unsigned char *bytes, 
 /* n payloads no longer touch a segment. */
 static void let_go(struct store *s, uint64_t i, unsigned n) {
   struct segment *g = &s->segment[i];
-  if (i >= s->known || !g->used || g->live < n) IMPOSSIBLE("payload freed twice");
+  if (i >= s->known || g->live < n) IMPOSSIBLE("payload freed twice");
   g->live -= n;
   if (g->live) return;
   if (!s->filling || i < s->first || i > s->last) {

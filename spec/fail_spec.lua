@@ -191,7 +191,8 @@ end
 local MEETS <const> = {
   ["w.wait"] = { "large", "p.sleep:*:delay=20," },
   ["p.takeback"] = { "late" }, ["p.hold"] = { "late" }, ["p.interrupt"] = { "late" },
-  ["s.copy"] = { "many" }, ["p.kill"] = { "late" }, ["p.resume"] = { "narrow", "p.hold:1:delay=150," },
+  ["s.copy"] = { "many" },
+  ["p.kill"] = { "late" }, ["p.resume"] = { "narrow", "p.hold:1:delay=150," },
 }
 
 --- Runs what meets the point, with a fault there; nobody may be left.

@@ -26,7 +26,8 @@ for _, pid in ipairs(kit.children()) do
   assert(state ~= "Z", "a child that ended was never waited for")
   living = living + 1
 end
-assert(living <= workers + (workers < 16 and 1 or 2), living .. " processes for " .. workers .. " workers")
+assert(living <= workers + (workers < 16 and 1 or 2),
+  living .. " processes for " .. workers .. " workers")
 print "right"
 ]]
 

@@ -122,11 +122,11 @@ static void heals(void) {
     if (thing == 3) atomic_store(&b->lane[0].front, 1);
     if (thing == 4) atomic_store(&b->lane[1].front, 1);
     CHECK(board_sane(&v, false) == (thing == 5));
-    atomic_store(&b->spare_ask, 5);
+    atomic_store(&b->spare[0].ask, 5);
     atomic_store(&b->unwoken, 3);
     atomic_store(&b->low, 0);
     board_heal(&v, false, 4);
-    CHECK(board_sane(&v, false) && atomic_load(&b->spare_ask) == 5);
+    CHECK(board_sane(&v, false) && atomic_load(&b->spare[0].ask) == 5);
     CHECK(atomic_load(&b->low) == UINT64_MAX);
     CHECK(atomic_load(&b->sleepers) == 4 && atomic_load(&b->unwoken) == 0);
     CHECK(v.tail[0] == 1 && v.tail[1] == 1 && take() == -1);
