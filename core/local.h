@@ -62,6 +62,7 @@ struct local {
   uint32_t seq;
   unsigned fresh;            /* batches posted since the last flush */
   struct proc spare[SPARES]; /* by line; pid 0: none */
+  bool cramped;              /* there is room for one only */
   struct oom oom;
   int timer_fd;
   struct peer *lent; /* whose frame the caller has borrowed */

@@ -107,8 +107,14 @@ static void spare_copy(struct local *l) {
   unsigned line[SPARES];
   if (spare_lines(l, line) != 1) return;
   struct spare_run copy = {.first = !line[0]};
+  struct proc *spare = &l->spare[line[0]];
   spare_ask(&l->team, line[0], copy);
-  pid_t pid = made(l, line[0], copy, 0);
+  pid_t pid = spare_made(&l->team, spare, line[0], copy, 0);
+  if (!pid) {
+    spare_drop(l, line[0]);
+    pid = spare_made(&l->team, spare, line[0], copy, 0); /* it may have made one after all */
+  }
+  l->cramped = pid < 0;
   if (pid > 0) proc_adopt(&l->spare[copy.first], pid); /* one is enough where it cannot be */
 }
 
@@ -169,15 +175,21 @@ static int start_by_fork(struct local *l, unsigned w) {
 static void spares_look(struct local *l, unsigned n) {
   for (unsigned i = 0; i < SPARES; i++)
     if (l->spare[i].pid && proc_ended(&l->spare[i])) spare_drop(l, i);
-  if (l->lives + n >= SPARE_MANY) spare_copy(l);
+  if (!l->cramped && l->lives + n >= SPARE_MANY) spare_copy(l);
 }
 
+/* Where processes are short, or memory, a worker is worth more than a second spare. */
 static int start_by_spares(struct local *l, unsigned first, unsigned n) {
   unsigned line[SPARES], lines;
   int r = 0;
   spares_look(l, n);
-  while (!r && (lines = spare_lines(l, line)) > 0)
+  while (!r && (lines = spare_lines(l, line)) > 0) {
     r = start_by_spare(l, first, n < lines * SPARE_RUN ? n : lines * SPARE_RUN);
+    if (lines == 1 || (r != -EAGAIN && r != -ENOMEM)) continue;
+    l->cramped = true;
+    spare_drop(l, line[1]);
+    r = 0;
+  }
   return r;
 }
 

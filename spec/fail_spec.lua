@@ -448,6 +448,23 @@ describe("the spares of many workers", function()
       end
     end)
   end
+
+  it("are one where processes are short, for the sake of the last worker", function()
+    local script <const> = helper.script [[
+      local plua, kit = require "plua", require "crashkit"
+      local pool <close> = plua.pool { workers = 20 }
+      local ends = kit.now() + 5 -- it is tried again now and then
+      repeat pool:apply(math.abs, 1) until pool:stats().alive == 20 or kit.now() > ends
+      print(pool:stats().alive, #kit.children())
+    ]]
+    for fail, said in pairs { ["s.fork:1:errno=11"] = "20\t21\n", [""] = "20\t22\n",
+      ["s.fork:21:errno=11,s.fork:22:errno=11,s.fork:23:errno=11"] = "20\t21\n" } do
+      local r <const> = helper.run(helper.plua .. " " .. script, { env = { PLUA_FAIL = fail } })
+      all_gone(fail)
+      assert.equal(said, r.out, fail)
+      assert(r.err == "" or r.err:find("only 19 of 20 workers", 1, true), r.err)
+    end
+  end)
 end)
 
 describe("an owner that dies", function()
