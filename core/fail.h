@@ -36,7 +36,7 @@
   X(W_LEAVE, "w.leave", 0, "it leaves in peace: finish runs")                                \
   X(W_BYE, "w.bye", 0, "it has said all, and exits")                                         \
   X(S_BOOT, "s.boot", 0, "the spare makes itself at home")                                   \
-  X(S_FORK, "s.fork", 1, "the spare makes a worker")                                         \
+  X(S_FORK, "s.fork", 1, "the spare makes a worker, or a copy of itself")                    \
   X(S_ANSWER, "s.answer", 0, "it has made one, and tells the owner")                         \
   X(S_COPY, "s.copy", 0, "a copy of it begins")                                              \
   X(P_OPEN, "p.open", 1, "the owner maps the team's memory")                                 \

@@ -1,7 +1,7 @@
 /* start.c: how workers are started: the first, and any by a copy of the owner that waits (spare.c).
    Invariant: a worker runs nothing before the owner watches it; one that cannot be watched is
-   ended. Knows the private tables and processes. Does not know batches. SPDX-License-Identifier:
-   MIT */
+   ended. Knows the private tables and processes. Does not know batches.
+   SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -94,12 +94,16 @@ static bool is_useless(const struct local *l, pid_t answer) {
   return !l->moved && !l->lives;
 }
 
+/* Ends a spare of no use: it may have made the i-th process of a request after all. */
+static pid_t made_last(struct local *l, unsigned line, struct spare_run run, unsigned i) {
+  spare_drop(l, line);
+  return spare_made(&l->team, &l->spare[line], line, run, i);
+}
+
 /* The i-th process of a request: its pid, as spare_made. A spare of no use is gone. */
 static pid_t made(struct local *l, unsigned line, struct spare_run run, unsigned i) {
   pid_t pid = spare_made(&l->team, &l->spare[line], line, run, i);
-  if (!is_useless(l, pid)) return pid;
-  spare_drop(l, line);
-  return spare_made(&l->team, &l->spare[line], line, run, i); /* it may have made one after all */
+  return is_useless(l, pid) ? made_last(l, line, run, i) : pid;
 }
 
 /* Two make many workers sooner than one, which is busy for as long as a process takes to copy. */
@@ -107,13 +111,9 @@ static void spare_copy(struct local *l) {
   unsigned line[SPARES];
   if (spare_lines(l, line) != 1) return;
   struct spare_run copy = {.first = !line[0]};
-  struct proc *spare = &l->spare[line[0]];
   spare_ask(&l->team, line[0], copy);
-  pid_t pid = spare_made(&l->team, spare, line[0], copy, 0);
-  if (!pid) {
-    spare_drop(l, line[0]);
-    pid = spare_made(&l->team, spare, line[0], copy, 0); /* it may have made one after all */
-  }
+  pid_t pid = spare_made(&l->team, &l->spare[line[0]], line[0], copy, 0);
+  if (!pid) pid = made_last(l, line[0], copy, 0);
   l->cramped = pid < 0;
   if (pid > 0) proc_adopt(&l->spare[copy.first], pid); /* one is enough where it cannot be */
 }
