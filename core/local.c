@@ -215,8 +215,9 @@ static void mark_ended(struct local *l, uint32_t w) {
 static int poll_set(struct local *l, struct epoll_event *e, int max, int64_t timeout_ns) {
   struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
   int n = epoll_pwait2(l->team.epoll_fd, e, max, timeout_ns < 0 ? NULL : &t, NULL);
-  if (n >= 0 || errno != ENOSYS) return n;
-  int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000; /* Linux before 5.11 */
+  if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
+  /* Linux, or a sandbox, before 5.11. */
+  int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000;
   return epoll_wait(l->team.epoll_fd, e, max, ms > INT32_MAX ? INT32_MAX : (int)ms);
 }
 

@@ -60,9 +60,9 @@ static int discard(pid_t pid, int err) {
 
 int proc_adopt(struct proc *p, pid_t pid) {
   int fd = pidfd_open_high(pid);
-  if (fd == -ESRCH || fd == -EINVAL) fd = -1; /* ended, and reaped by the host's SIGCHLD policy */
-  if (fd < -1) return discard(pid, fd);
-  *p = (struct proc){pid, fd};
+  bool gone = fd == -ESRCH || fd == -EINVAL; /* ended, and reaped by the host's SIGCHLD policy */
+  if (fd < 0 && !gone) return discard(pid, fd);
+  *p = (struct proc){pid, gone ? -1 : fd};
   return 0;
 }
 
@@ -86,9 +86,12 @@ int proc_fork_sibling(_Atomic int32_t *pid) {
   return r < 0 ? -errno : (int)r;
 }
 
+/* A sandbox older than the call refuses it; the number of a process that lives does as well. */
 int proc_signal(const struct proc *p, int sig) {
   if (p->fd < 0) return -ESRCH;
-  return syscall(SYS_pidfd_send_signal, p->fd, sig, NULL, 0) < 0 ? -errno : 0;
+  long r = syscall(SYS_pidfd_send_signal, p->fd, sig, NULL, 0);
+  if (r < 0 && (errno == ENOSYS || errno == EPERM) && !proc_ended(p)) r = kill(p->pid, sig);
+  return r < 0 ? -errno : 0;
 }
 
 bool proc_ended(const struct proc *p) {

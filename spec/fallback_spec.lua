@@ -1,15 +1,18 @@
--- What an older kernel lacks, and a Lua whose math.random is another one: the ways around give the
--- same answers. SPDX-License-Identifier: MIT
+-- What an older kernel lacks or a sandbox refuses, and a Lua whose math.random is another one: the
+-- ways around give the same answers, or say what is missing. SPDX-License-Identifier: MIT
 
 local helper <const> = require "spec.helper"
 
 -- The first has the same number wherever Linux has it.
-local CLOSE_RANGE <const>, EPOLL_PWAIT2 <const>, ENOSYS <const> = "syscall436", "epoll_pwait2", 38
+local CLOSE_RANGE <const>, EPOLL_PWAIT2 <const> = "syscall436", "epoll_pwait2"
+local PIDFD_OPEN <const>, PIDFD_SEND_SIGNAL <const> = "syscall434", "syscall424"
+-- Sandboxes that are older than a call answer the one or the other.
+local ENOSYS <const>, EPERM <const> = 38, 1
 
 -- Runs a script in the stock interpreter, where a system call does not exist.
-local function without(call, text)
+local function without(call, text, errno)
   local command <const> = ("LD_PRELOAD=%s/preload/iofail.so IOFAIL=%s:%d:1:sticky"):format(
-    helper.build, call, ENOSYS)
+    helper.build, call, errno or ENOSYS)
   local lua <const> = helper.lua:gsub("LD_PRELOAD='(.-)'", "LD_PRELOAD='%1'\":$LD_PRELOAD\"")
   return helper.run(command .. " " .. lua .. " " .. helper.script(text))
 end
@@ -37,24 +40,52 @@ describe("a kernel without close_range", function()
   end)
 end)
 
-describe("a kernel that sleeps by milliseconds only", function()
+-- What needs each of the calls: results, a wait that is limited, an item that is, an end.
+local ALL <const> = [[
+  local plua = require "plua"
+  local pool <close> = plua.pool { workers = 2 }
+  local sum = 0
+  for _, v in ipairs(pool:map(function(i) return i * i end, plua.range(1, 1000))) do
+    sum = sum + v
+  end
+  local function endless() while true do end end
+  local late = pool:apply_async(endless)
+  local _, err = pcall(late.get, late, 0.05)
+  local _, stuck = pcall(plua.map, endless, { 1 }, { timeout = 0.05 })
+  print(sum, err.kind, stuck.kind)
+  pool:terminate()
+]]
+
+for name, call in pairs {
+  ["sleeps by milliseconds only"] = EPOLL_PWAIT2,
+  ["sends signals to numbers only"] = PIDFD_SEND_SIGNAL,
+} do
+  describe("a system that " .. name, function()
+    helper.guard()
+
+    for errno, how in pairs { [ENOSYS] = "is older", [EPERM] = "has an older sandbox" } do
+      it("does all there is all the same, as it " .. how, function()
+        local result <const> = without(call, ALL, errno)
+        assert.equal("333833500\ttimeout\ttimeout\n", result.out, result.err)
+      end)
+    end
+  end)
+end
+
+describe("a system that cannot tell when a process ends", function()
   helper.guard()
 
-  it("is woken in time all the same", function()
-    local result <const> = without(EPOLL_PWAIT2, [[
-      local plua = require "plua"
-      local pool <close> = plua.pool { workers = 2 }
-      local sum = 0
-      for _, v in ipairs(pool:map(function(i) return i * i end, plua.range(1, 1000))) do
-        sum = sum + v
-      end
-      local late = pool:apply_async(function() while true do end end)
-      local fine, err = pcall(late.get, late, 0.05)
-      print(sum, fine, err.kind)
-      pool:terminate()
-    ]])
-    assert.equal("333833500\tfalse\ttimeout\n", result.out, result.err)
-  end)
+  for errno, why in pairs {
+    [ENOSYS] = "Function not implemented", [EPERM] = "Operation not permitted",
+  } do
+    it("is told of, with a remedy: " .. why, function()
+      local result <const> = without(PIDFD_OPEN, ALL, errno)
+      local want <const> = "script.lua:2: plua: cannot start worker 1 of 2: " .. why .. "; "
+      assert.truthy(result.err:find(want, 1, true), result.err)
+      assert.truthy(result.err:find("strace -f", 1, true), result.err)
+      assert.equal(1, result.status)
+    end)
+  end
 end)
 
 describe("a math.random of the script's own", function()

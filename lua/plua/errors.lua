@@ -229,7 +229,11 @@ end
 
 -- ---- what the system refuses -------------------------------------------------------------------
 
--- What a refusal of the system's is due to: the limit, its name in /proc, and what to do.
+local REFUSED <const> = "plua needs Linux 5.4 or newer, and a sandbox that permits its calls: " ..
+  "strace -f shows which one is refused"
+
+-- What a refusal of the system's is due to: the limit and its name in /proc, where there is one, and
+-- what to do.
 local REFUSALS <const> = {
   { "Cannot allocate memory", "ulimit -v", "Max address space",
     "use fewer workers, or raise the limit" },
@@ -238,6 +242,8 @@ local REFUSALS <const> = {
     "use fewer workers, or raise the limit, which a container may have of its own" },
   { "Too many open files", "ulimit -n", "Max open files",
     "use fewer workers, close files, or raise the limit" },
+  { "Operation not permitted", nil, nil, REFUSED },
+  { "Function not implemented", nil, nil, REFUSED },
 }
 
 -- The soft limit of that name, as ulimit shows it; nil where there is none.
@@ -255,6 +261,7 @@ end
 local function limited(text)
   for _, refusal in ipairs(REFUSALS) do
     if text:sub(-#refusal[1]) == refusal[1] then
+      if not refusal[2] then return text .. "; " .. refusal[4] end
       local limit <const> = limit_of(refusal[3])
       local why <const> = limit and ("%s is %s"):format(refusal[2], limit) or refusal[2]
       return ("%s (%s); %s"):format(text, why, refusal[4])
