@@ -108,6 +108,19 @@ describe("a place where", function()
       assert.truthy(said:find("^Lua warning: plua: only 2 of 5 workers could be started: "), said)
     end)
 
+    it("no pool can start keeps nothing of one that was tried", function()
+      local script <const> = helper.script [[
+        local plua, kit = require "plua", require "crashkit"
+        collectgarbage("stop")
+        local before = #kit.fds()
+        local fine, err = pcall(plua.pool, { workers = 2 })
+        print(#kit.fds() - before, fine, err)
+      ]]
+      local result <const> = refused(1, helper.plua, script)
+      assert.truthy(result.out:find("^0\tfalse\t[^\n]*script.lua:4: plua: cannot start worker 1 "),
+        result.out .. result.err)
+    end)
+
     it("there is no process to be had says so, and names the limit", function()
       for _, program in ipairs { helper.plua, helper.lua } do
         local result <const> = refused(1, program, helper.script(ONE:format(MAP)))

@@ -427,7 +427,11 @@ function M.open(opts)
     grouped = given.output == "grouped",
   })
   if not fine then errors.not_opened(handle, workers) end
-  handle:start()
+  local started <const>, why <const> = pcall(handle.start, handle)
+  if not started then
+    handle:close()
+    error(why, 0)
+  end
   return setmetatable({
     handle = handle, opts = given, workers = workers, state = "open", calls = 0,
     streams = setmetatable({}, { __mode = "k" }),
