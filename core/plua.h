@@ -8,6 +8,9 @@
    Calls return 0 or a positive count, or a negative code: one of PLUA_E..., or a negated errno.
    plua_strerror names either; plua_message tells what happened to one pool in a sentence.
 
+   Workers end with their owner. One that becomes another program (exec) stays their parent: they
+   leave when they have done what lay ready, a second later, and it may find that they have ended.
+
    A pool belongs to the process and the thread that opened it; two pools are independent. In any
    other process (a child that the host forked) every call on it answers PLUA_EOWNER and touches
    nothing. The library installs no signal handler, starts no thread, calls no exit handler, waits

@@ -6,6 +6,7 @@
    SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio_ext.h>
@@ -89,11 +90,18 @@ COLD static void doorbell(struct server *s) {
   if (n < 0 && errno != EAGAIN) s->deaf = true; /* our pidfd will ring */
 }
 
+/* An owner that became another program is the parent still. */
+void serve_tied(const struct team *t) {
+  struct pollfd mail = {t->mail_fd[1], 0, 0};
+  proc_tie(t->owner);
+  if (poll(&mail, 1, 0) > 0 && (mail.revents & POLLHUP)) _exit(0);
+}
+
 COLD static void wait_owner(struct server *s) {
   FAIL_POINT(W_WAIT);
   doorbell(s);
   ring_wait_room(&s->ring, WAIT_MS);
-  proc_tie(s->team->owner);
+  serve_tied(s->team);
   if (s->deaf) _exit(STATUS_BOARD);
 }
 
@@ -425,7 +433,7 @@ static bool idle(struct server *s, uint32_t bell) {
   doorbell(s);
   FAIL_POINT(W_IDLE);
   board_sleep(&s->view, bell, IDLE_MS, &s->slice->sleeping);
-  if (atomic_load(&b->bell) == bell) proc_tie(s->team->owner);
+  if (atomic_load(&b->bell) == bell) serve_tied(s->team);
   FAIL_POINT(W_WOKEN);
   return true;
 }
@@ -538,7 +546,7 @@ static void close_ours(const struct team *t) {
     return;
   }
   close(t->epoll_fd);
-  if (t->mail_fd[0] >= 0) close(t->mail_fd[0]);
+  close(t->mail_fd[0]);
 }
 
 static char *ours; /* the page that tells this process from those that it forks */

@@ -9,6 +9,7 @@
 #include "team.h"
 
 enum { TRIES = 500, STOPPED_TRIES = 50 }; /* of 10 ms each */
+enum { REST_MS = 1000 };                  /* then a spare sees whether the owner is there still */
 
 /* Requests and answers are believed only if they were made by this team's processes. */
 static uint64_t check(const struct team *t, uint32_t ask, unsigned a, unsigned b) {
@@ -85,7 +86,8 @@ static void answer_all(void *arg) {
     uint32_t ask = atomic_load(&l->ask);
     if ((int32_t)(ask - s->ask) <= 0) {
       for (unsigned i = 0; i < s->n; i++) answer(s, i);
-      futex_wait(&l->ask, ask, 60000);
+      futex_wait(&l->ask, ask, REST_MS);
+      if (atomic_load(&l->ask) == ask) serve_tied(s->team);
       continue;
     }
     struct spare_run run = {atomic_load(&l->first), atomic_load(&l->count), atomic_load(&l->step)};

@@ -113,7 +113,7 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   if (!err) err = open_fd(epoll_create1(EPOLL_CLOEXEC), &t->epoll_fd);
   if (!err) err = watch_bell(t);
   if (!err) err = FAIL_ERROR(P_OPEN);
-  if (!err && (t->flags & (PLUA_GROUPED | PLUA_LAST_WORDS))) err = open_mail(t);
+  if (!err) err = open_mail(t);
   if (!err) err = map(t);
   if (err)
     team_close(t);

@@ -39,7 +39,8 @@ struct team {
   unsigned cap; /* slices */
   struct board_view view;
   int memory_fd, bell_fd, epoll_fd;
-  int mail_fd[2]; /* the owner's end, the workers' end: captured output of who may die */
+  int mail_fd[2]; /* the owner's end, the workers' end: captured output of who may die; and its end
+                     closes with the owner, though that becomes another program */
   pid_t owner;
   struct proc_signals signals;
   plua_tasks tasks;
@@ -114,6 +115,8 @@ pid_t spare_made(struct team *t, const struct proc *spare, unsigned line, struct
 /* serve.c: does what all workers have in common, in a process that the owner has forked and that
    becomes a worker, or makes them; then calls 'then' inside the tasks' guard. */
 _Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg);
+/* In such a process: leaves by _exit where the owner is there no more. */
+void serve_tied(const struct team *t);
 /* The life of worker w, called by 'then' or in a copy of its process: ends in _exit. */
 _Noreturn void serve(struct team *t, unsigned w);
 

@@ -80,6 +80,47 @@ describe("a parent that is killed by SIGKILL", function()
   end
 end)
 
+-- It stays the parent of its workers.
+describe("a parent that becomes another program", function()
+  helper.guard()
+
+  local NEXT <const> = [[
+    local kit = require "crashkit"
+    local ends, living = kit.now() + 5
+    repeat
+      living = 0
+      for _, pid in ipairs(kit.children()) do
+        local stat <close> = io.open(("/proc/%d/stat"):format(pid))
+        if stat and not stat:read("a"):find("%) Z") then living = living + 1 end
+      end
+    until living == 0 or kit.now() > ends
+    print(#kit.children() > 0, living)
+  ]]
+
+  for name, line in pairs {
+    ["of a pool that rests"] = "local pool = plua.pool { workers = 3 } pool:map(math.abs, data)",
+    ["of a pool of many"] = "local pool = plua.pool { workers = 20 } pool:map(math.abs, data)",
+    ["of a pool that has work left"] = [[local pool = plua.pool { workers = 2 }
+      for i = 1, 200 do pool:apply_async(string.rep, "x", 100000) end]],
+    ["of a loop that goes on"] = [[
+      for i in plua.imap(function(i) return ("x"):rep(100000) end, plua.range(1, 1e5)) do
+        if i == 20 then break_out() end
+      end]],
+  } do
+    it("leaves no worker " .. name, function()
+      local program <const> = "exec " .. helper.lua .. " " .. helper.script(NEXT, "next.lua")
+      local result <const> = helper.run(helper.lua .. " " .. helper.script(([[
+        local plua, kit = require "plua", require "crashkit"
+        local data = { 1, -2, 3 }
+        local function break_out() kit.exec("sh", "-c", %q) end
+        %s
+        break_out()
+      ]]):format(program, line)))
+      assert.equal("true\t0\n", result.out, result.err)
+    end)
+  end
+end)
+
 -- The kernel forgets whom a process shall end with when it takes another user.
 describe("a parent of workers that give up their rights", function()
   helper.guard()

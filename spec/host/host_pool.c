@@ -445,12 +445,12 @@ static void no_descriptors(void) {
   plua_tasks t = {.size = sizeof t, .run = cube};
   plua_options o = {.size = sizeof o, .workers = 2};
   getrlimit(RLIMIT_NOFILE, &was);
-  for (rlim_t n = 3; n < 9; n++) {
+  for (rlim_t n = 3; n < 11; n++) {
     plua_pool *p = NULL;
     few = (struct rlimit){n, was.rlim_max};
     CHECK_IS(setrlimit(RLIMIT_NOFILE, &few), 0);
     int err = plua_open(&p, &o, &t);
-    if (!err) CHECK_IS(plua_fork(p) < 0 ? -EMFILE : 0, n < 7 ? -EMFILE : 0);
+    if (!err) CHECK_IS(plua_fork(p) < 0 ? -EMFILE : 0, n < 9 ? -EMFILE : 0);
     if (!err) plua_close(p);
     if (err) CHECK_IS(err, -EMFILE);
     CHECK_IS(setrlimit(RLIMIT_NOFILE, &was), 0);

@@ -341,6 +341,16 @@ static int crash_ppid(lua_State *L) {
   return 1;
 }
 
+/* exec(program, ...): becomes that program. */
+static int crash_exec(lua_State *L) {
+  int n = lua_gettop(L);
+  char **argv = lua_newuserdatauv(L, ((size_t)n + 1) * sizeof *argv, 0);
+  for (int i = 0; i < n; i++) argv[i] = (char *)luaL_checkstring(L, i + 1);
+  argv[n] = NULL;
+  execvp(argv[0], argv);
+  return luaL_error(L, "%s: %s", argv[0], strerror(errno));
+}
+
 /* waitall(): waits for all children; a list of {pid, status} as waitpid tells them. */
 static int crash_waitall(lua_State *L) {
   lua_newtable(L);
@@ -520,6 +530,7 @@ static const luaL_Reg functions[] = {
   {"storm", crash_storm},
   {"fds", crash_fds},
   {"children", crash_children},
+  {"exec", crash_exec},
   {"waitall", crash_waitall},
   {"subreaper", crash_subreaper},
   {"untie", crash_untie},
