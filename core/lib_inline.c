@@ -77,6 +77,48 @@ void scratch_close(struct scratch *s) {
   scratch_open(s);
 }
 
+/* ---- grouped output ------------------------------------------------------------------------- */
+
+static struct inliner *keeper; /* whose item's output is kept now; NULL: nobody's */
+static pid_t keeper_pid;       /* by which process */
+
+/* Outermost items only: what is inside one is part of its block. */
+static bool output_begin(struct inliner *p) {
+  p->printed = 0;
+  if (!p->r->grouped || p->r->rt->depth || p->r->rt->worker) return false;
+  if (!p->capture.shown && capture_open(&p->capture, CAPTURE_OUT | CAPTURE_ERR, p->shown) < 0)
+    return false;
+  fflush(stdout);
+  fflush(stderr);
+  capture_on(&p->capture);
+  keeper = p;
+  keeper_pid = getpid();
+  return true;
+}
+
+static void output_end_inline(struct inliner *p, bool failed) {
+  keeper = NULL;
+  fflush(stdout);
+  fflush(stderr);
+  if (failed && !p->words) p->words = malloc(CAPTURE_TAIL);
+  if (failed && p->words) p->printed = capture_tail(&p->capture, p->words, CAPTURE_TAIL);
+  capture_off(&p->capture);
+  lines_lost = 0;
+  capture_show(&p->capture);
+  if (lines_lost && p->answer == 0) p->answer = PLUA_EOUTPUT;
+}
+
+/* An item that ends the process does not come back. A copy that it forked leaves this to it. */
+static void show_kept(void) {
+  if (keeper_pid == getpid()) output_end_inline(keeper, false);
+  keeper = NULL;
+}
+
+/* Registered with nobody: what exit() runs anyway, before it flushes stdio. */
+__attribute__((destructor)) static void exiting(void) {
+  if (keeper) show_kept();
+}
+
 /* ---- opening -------------------------------------------------------------------------------- */
 
 int inline_open(struct inliner **out, struct runner *r, const plua_tasks *tasks) {
@@ -99,6 +141,7 @@ static void payloads_free(struct ijob *j) {
 }
 
 void inline_close(struct inliner *p) {
+  if (p == keeper) show_kept(); /* the item has had the state closed, by os.exit */
   for (size_t i = 0; i < p->njobs; i++) payloads_free(&p->jobs[i]);
   free(p->jobs);
   scratch_close(&p->in);
@@ -236,29 +279,6 @@ static int protected_call(lua_State *L) {
   p->answer = p->answer == DO_RUN ? p->tasks.run(p->r, &p->item, &p->reply.out)
                                   : p->tasks.leave(p->r, &p->reply.out);
   return 0;
-}
-
-/* Outermost items only: what is inside one is part of its block. */
-static bool output_begin(struct inliner *p) {
-  p->printed = 0;
-  if (!p->r->grouped || p->r->rt->depth || p->r->rt->worker) return false;
-  if (!p->capture.shown && capture_open(&p->capture, CAPTURE_OUT | CAPTURE_ERR, p->shown) < 0)
-    return false;
-  fflush(stdout);
-  fflush(stderr);
-  capture_on(&p->capture);
-  return true;
-}
-
-static void output_end_inline(struct inliner *p, bool failed) {
-  fflush(stdout);
-  fflush(stderr);
-  if (failed && !p->words) p->words = malloc(CAPTURE_TAIL);
-  if (failed && p->words) p->printed = capture_tail(&p->capture, p->words, CAPTURE_TAIL);
-  capture_off(&p->capture);
-  lines_lost = 0;
-  capture_show(&p->capture);
-  if (lines_lost && p->answer == 0) p->answer = PLUA_EOUTPUT;
 }
 
 /* What the function answers; PLUA_EDEPTH when calls of plua are nested too deeply. Raises what is

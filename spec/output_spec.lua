@@ -450,6 +450,38 @@ describe("output that cannot be written", function()
   end)
 end)
 
+describe("an item in the caller's own process that ends it", function()
+  helper.guard()
+
+  for _, output in ipairs { "live", "grouped" } do
+    for call, status in pairs {
+      ["os.exit(3)"] = 3, ["os.exit(true, true)"] = 0, ["kit.exit(4)"] = 4,
+      ["if kit.fork() > 0 then kit.waitall() end os.exit(5)"] = 5,
+      ["if kit.fork() > 0 then kit.waitall() end os.exit(6, true)"] = 6,
+    } do
+      it(("loses nothing that was printed: %s, %s"):format(call, output), function()
+        for _, program in ipairs { helper.plua, helper.lua } do
+          local result <const> = helper.run(program .. " " .. helper.script(([[
+            local plua, kit = require "plua", require "crashkit"
+            plua.each(function(i)
+              print("item", i)
+              os.execute("echo a child")
+              io.stderr:write("error ", i, "\n")
+              io.write("the rest")
+              io.flush()
+              if i == 2 then %s end
+              print ""
+            end, { 1, 2, 3 }, { workers = 0, output = %q })
+          ]]):format(call, output)))
+          assert.same({
+            status, "item\t1\na child\nthe rest\nitem\t2\na child\nthe rest",
+            "error 1\nerror 2\n" }, { result.status, result.out, result.err })
+        end
+      end)
+    end
+  end
+end)
+
 describe("an item that kills its worker twice", function()
   helper.guard()
 
