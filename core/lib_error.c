@@ -70,16 +70,27 @@ static const char *kind_of(const plua_event *ev) {
   }
 }
 
-/* What the worker wrote of its error, into the table on top: see runner_error. */
-static void set_reply(lua_State *L, const plua_event *ev) {
+enum { MESSAGE, VALUE, TRACEBACK, WHERE, INDEX, FIELDS };
+
+/* Whether the value on top can be that field: its worker may have overwritten what it wrote. */
+static bool is_field(lua_State *L, int field, lua_Integer first, lua_Integer last) {
+  if (lua_isnil(L, -1)) return false;
+  if (field == INDEX)
+    return lua_isinteger(L, -1) && lua_tointeger(L, -1) >= first && lua_tointeger(L, -1) <= last;
+  return field == VALUE || lua_type(L, -1) == LUA_TSTRING;
+}
+
+/* What the worker wrote of its error, into the table on top: see runner_error. The index is that
+   of one of the items first .. last. */
+static void set_reply(lua_State *L, const plua_event *ev, lua_Integer first, lua_Integer last) {
   static const char *const names[] = {"message", "value", "traceback", "where", "index"};
   int fields = lua_gettop(L);
-  if (codec_read(L, ev->data, ev->len, NULL) == 5)
-    for (int i = 5; i >= 1; i--) {
-      if (lua_isnil(L, -1))
-        lua_pop(L, 1);
+  if (codec_read(L, ev->data, ev->len, NULL) == FIELDS)
+    for (int i = FIELDS - 1; i >= 0; i--) {
+      if (is_field(L, i, first, last))
+        lua_setfield(L, fields, names[i]);
       else
-        lua_setfield(L, fields, names[i - 1]);
+        lua_pop(L, 1);
     }
   lua_settop(L, fields);
 }
@@ -123,10 +134,10 @@ static void set_item(lua_State *L, struct job *job, const plua_event *ev, int at
 }
 
 void push_failure(lua_State *L, struct job *job, const plua_event *ev, int at) {
+  uint64_t lo = ev->index, hi = lo + 1;
   lua_createtable(L, 0, 12);
   set_string(L, "kind", kind_of(ev));
   if (job) {
-    uint64_t lo = ev->index, hi = lo + 1;
     if (job->mode == CALL_FOLD) block_bounds(ev->index, job->total, &lo, &hi);
     if (job->mode == CALL_APPLY) hi += job->total, lo += job->total;
     set_integer(L, "index", (lua_Integer)lo + 1);
@@ -144,7 +155,7 @@ void push_failure(lua_State *L, struct job *job, const plua_event *ev, int at) {
   else if (ev->what == PLUA_LOST)
     set_string(L, "reason", plua_strerror(ev->code));
   else if (ev->len)
-    set_reply(L, ev);
+    set_reply(L, ev, (lua_Integer)lo + 1, (lua_Integer)hi);
   push_error(L);
 }
 

@@ -268,24 +268,34 @@ static int64_t bounded(int64_t timeout_ns, int64_t limit) {
   return timeout_ns < 0 || timeout_ns > limit ? limit : timeout_ns;
 }
 
+static bool rests(const struct peer *p) {
+  uint32_t sleep = atomic_load(&p->slice->sleeping);
+  return p->state == P_ALIVE && (sleep == DROWSY || sleep == ASLEEP);
+}
+
 static unsigned local_idle(struct link *link) {
   struct local *l = self(link);
   unsigned n = 0;
-  for (unsigned i = 0; i < l->lives; i++) {
-    const struct peer *p = &l->peer[l->live[i]];
-    uint32_t sleep = atomic_load(&p->slice->sleeping);
-    n += p->state == P_ALIVE && (sleep == DROWSY || sleep == ASLEEP);
-  }
+  for (unsigned i = 0; i < l->lives; i++) n += rests(&l->peer[l->live[i]]);
   return n;
 }
 
+/* Whether the board says that it has taken a batch which it has not told to begin. */
+static bool has_taken(const struct local *l, const struct peer *p) {
+  unsigned w;
+  for (unsigned i = 0; l->ready && i < l->team.view.slots; i++)
+    if (l->posted[i].state == OUT_READY && slot_says(l, i, &w) == SAYS_TAKEN && &l->peer[w] == p)
+      return true;
+  return false;
+}
+
 /* A worker that is held, but not by us, would wait for ever; so would we for one that rests, and
-   has not said what became of all that it began. */
+   has not said what became of all that it took. Whether it rests is read after that, and what it
+   has said last: it takes, says and rests in this order. */
 static bool is_stuck(const struct local *l, const struct peer *p) {
   if (atomic_load(&p->slice->word) == WORD_HOLD) return true;
-  uint32_t sleep = atomic_load(&p->slice->sleeping);
-  bool rests = sleep == DROWSY || sleep == ASLEEP;
-  return rests && peer_busy(l, p) && atomic_load(&p->slice->ring.tail) == p->ring.head;
+  if (!rests(p) || !(peer_busy(l, p) || has_taken(l, p))) return false;
+  return rests(p) && atomic_load(&p->slice->ring.tail) == p->ring.head;
 }
 
 static void kill_stuck(struct local *l) {

@@ -129,7 +129,8 @@ describe("an item that does damage and goes on", function()
     local pool <close> = plua.pool { workers = 1 }
     local later <const> = pool:map_async(function(i)
       if i == 10 and plua.worker().attempt == 1 and not helper.read(path) then
-        helper.write(path, tostring(kit.swallow("needle", 10 * 16 + 16 - 6)))
+        -- 7 bytes long are 10 * 16 + 16 - 6
+        helper.write(path, tostring(kit.retouch("needle", 0, 7 ~ 10 * 16 + 16 - 6)))
       end
       return i == 1 and "needle" or ("item%02d"):format(i)
     end, plua.range(1, 10), { chunksize = 10, on_error = "collect" })
@@ -147,6 +148,64 @@ describe("an item that does damage and goes on", function()
     for i = 2, 10 do assert.equal(("item%02d"):format(i), r[i]) end
     assert(kit.now() - start < 5, "it took too long")
   end)
+
+  -- Of two batches' messages, which lie there unread, those of 16 bytes around the fourth item's:
+  -- the third's, its own, the fifth's, of another kind, and what ends the batch and begins the next.
+  for name, fifth in pairs {
+    ["a value"] = "return 'item05'",
+    ["a value that lies elsewhere"] = "return ('item05'):rep(100000)",
+    ["an error"] = "error('item05', 0)",
+  } do
+    it("may change any byte of what it has said, also of " .. name, function()
+      local result <const> = helper.run(helper.plua .. " " .. helper.script(([[
+        local plua, kit = require "plua", require "crashkit"
+        local dir = arg[1] .. "/"
+        local function fifth() %s end
+        local pool <close> = plua.pool { workers = 1 }
+        local round = 0
+        local function check(at, change)
+          round = round + 1
+          local note, needle = dir .. round, ("n%%05d"):format(round)
+          local later = pool:map_async(function(i)
+            if i == 10 and not io.open(note) then
+              while not io.open(note .. ".go") do kit.csleep(0.0005) end
+              local n = kit.retouch(needle, at, change)
+              local file <close> = io.open(note, "w")
+              file:write(n, "\n")
+            end
+            if i == 5 then return fifth() end
+            return i == 4 and needle or ("item%%02d"):format(i)
+          end, plua.range(1, 10), { chunksize = 5, on_error = "collect" })
+          io.open(note .. ".go", "w"):close() -- from here on nobody looks at the messages
+          local ends, said = kit.now() + 10
+          repeat
+            local file <close> = io.open(note)
+            said = file and file:read()
+            kit.csleep(0.0005)
+          until said or kit.now() > ends
+          assert(said == "1", said)
+          local start = kit.now()
+          local r = later:get(10)
+          assert(kit.now() - start < 5, "it took too long")
+          assert(r.n == 10)
+          for i = 1, 10 do
+            assert(r[i] ~= nil, i)
+            local near = i >= 3 and i <= 5
+            if plua.iserror(r[i]) then assert(near and r[i].index == i, tostring(r[i])) end
+            assert(near or r[i] == ("item%%02d"):format(i), i)
+          end
+          assert(pool:apply(math.abs, -7) == 7)
+        end
+        for _, change in ipairs { 0x01, 0x80, 0xff } do
+          for at = -16, 63 do
+            local fine, err = pcall(check, at, change)
+            if not fine then error(("byte %%d, change %%x: %%s"):format(at, change, err), 0) end
+          end
+        end
+        print "right"]]):format(fifth)) .. " " .. helper.tmp(), { timeout = 60 })
+      assert.same({ "right\n", "", 0 }, { result.out, result.err, result.status })
+    end)
+  end
 
   it("may fork, both copies going on", function()
     local script <const> = helper.script [[

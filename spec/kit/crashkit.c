@@ -233,12 +233,15 @@ static RAW int crash_spoil(lua_State *L) {
   return 0;
 }
 
-/* swallow(text, n): makes plua's message that holds the text n bytes long, whatever lies behind it.
-   Answers how many it found: they begin at multiples of 8, with 28 bits of length. */
-static RAW int crash_swallow(lua_State *L) {
+/* retouch(text, at, change): changes a byte of what plua's message that holds the text lies among,
+   counted from the message's beginning, which is at a multiple of 8: exclusive or with 'change'.
+   Answers how many it found. */
+static RAW int crash_retouch(lua_State *L) {
   size_t len, from, to, offset;
   const char *text = luaL_checklstring(L, 1, &len);
-  uint32_t n = (uint32_t)luaL_checkinteger(L, 2), found = 0;
+  ptrdiff_t where = (ptrdiff_t)luaL_checkinteger(L, 2);
+  unsigned char change = (unsigned char)luaL_checkinteger(L, 3);
+  uint32_t found = 0;
   char line[512], mode[5];
   FILE *maps = fopen("/proc/self/maps", "re");
   if (!maps) return luaL_error(L, "/proc/self/maps: %s", strerror(errno));
@@ -247,8 +250,8 @@ static RAW int crash_swallow(lua_State *L) {
     if (!offset || mode[1] != 'w' || mode[3] != 's' || to - from > 64 << 20) continue;
     const char *at = memmem((void *)from, to - from, text, len);
     if (!at) continue;
-    volatile uint32_t *head = (volatile uint32_t *)(((uintptr_t)at - 1) & ~(uintptr_t)7);
-    *head = (*head & 0xf0000000u) | n;
+    volatile unsigned char *head = (unsigned char *)(((uintptr_t)at - 1) & ~(uintptr_t)7);
+    head[where] ^= change;
     found++;
   }
   fclose(maps);
@@ -514,7 +517,7 @@ static const luaL_Reg functions[] = {
   {"eat", crash_eat},
   {"scribble", crash_scribble},
   {"spoil", crash_spoil},
-  {"swallow", crash_swallow},
+  {"retouch", crash_retouch},
   {"thread", crash_thread},
   {"setenv", crash_setenv},
   {"print", crash_print},
