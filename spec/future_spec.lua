@@ -256,6 +256,14 @@ describe("futures", function()
     local pool <close> = plua.pool { workers = 1 }
     assert.has_error(function() plua.wait(pool:apply_async(add, 1, 2)) end,
       "a list of futures is wanted, not one future")
+    local one <const> = pool:apply_async(add, 1, 2)
+    for _, list in ipairs { { one, nil, one }, { one, [0] = one } } do
+      assert.has_error(function() plua.wait(list) end, ("futures has the key %d: a list of " ..
+        "futures 1, 2, ... without holes is wanted"):format(list[0] and 0 or 3))
+    end
+    assert.has_error(function() plua.as_completed({ one = one }) end,
+      'futures has the key "one": a list of futures 1, 2, ... without holes is wanted')
+    assert.equal(1, #plua.wait(table.pack(one)))
     pool:close()
     assert.has_error(function() pool:join("soon") end,
       "timeout must be a number of seconds, not string")

@@ -234,14 +234,21 @@ local function check_futures(futures)
     local what <const> = type(futures) == "table" and "one future" or type(futures)
     error(("a list of futures is wanted, not %s"):format(what), 3)
   end
-  local list, seen = {}, {}
+  local list, seen, n = {}, {}, 0
   for i, future in ipairs(futures) do
+    n = i
     if getmetatable(future) ~= Future then
       error(("futures[%d] is no future but %s"):format(i, type(future)), 3)
     end
     if not seen[future] then
       seen[future] = true
       list[#list + 1] = future
+    end
+  end
+  for key in next, futures do
+    if key ~= "n" and not (math.type(key) == "integer" and key >= 1 and key <= n) then
+      error(("futures has the key %s: a list of futures 1, 2, ... without holes is wanted"):format(
+        type(key) == "string" and ("%q"):format(key) or tostring(key)), 3)
     end
   end
   return list
