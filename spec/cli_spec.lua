@@ -328,6 +328,14 @@ describe("plua, when things go wrong,", function()
     assert.equal(2, plua("-", { stdin = "x =" }).status)
   end)
 
+  it("reminds of the module where a script has not asked for it", function()
+    local path <const> = helper.script("x = 1\nplua.map(print, { x })\n")
+    local result <const> = plua(path)
+    assert.equal(("plua: %s:2: attempt to index a nil value (global 'plua')\n" ..
+      '  plua is a module: begin with  local plua = require "plua"\n' ..
+      "stack traceback:\n\t%s:2: in main chunk\n\t[C]: in ?\n"):format(path, path), result.err)
+  end)
+
   it("prints the error of an item as it is", function()
     local path <const> = helper.script([[
       local plua = require("plua")

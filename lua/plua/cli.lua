@@ -230,6 +230,12 @@ local function describe_text(errors, prefix, err)
   return prefix .. err .. (frames and "\n" .. frames or "")
 end
 
+-- With a remedy where a script takes for granted what it has to ask for.
+local function reminded(err)
+  if not err:find("(global 'plua')", 1, true) then return err end
+  return err .. "\n  plua is a module: begin with  local plua = require \"plua\""
+end
+
 -- What a person needs to know about an uncaught error, as lua has it: a text with a traceback, or
 -- what the error says of itself. The frames below 'host.call' are ours and say nothing.
 local function describe(err, prefix)
@@ -243,6 +249,7 @@ local function describe(err, prefix)
     end
     err = ("(error object is a %s value)"):format(kind)
   end
+  err = reminded(tostring(err))
   local errors <const> = package.loaded["plua.errors"]
   if errors then return describe_text(errors, prefix, err) end
   local trace <const> = debug.traceback(prefix .. err, 3)
