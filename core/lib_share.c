@@ -4,7 +4,7 @@
    and young collections, the workers' too, pass it by.
    Invariant: what was garbage at the fork was finalised before. A whole collection finds all of it;
    where the heap has grown by less than half since the last one, a young one finds what has died
-   young.
+   young. What has died old may be finalised in a worker too then, if that collects whole.
    Knows Lua's collector; does not know pools. SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
 #include <lua.h>
