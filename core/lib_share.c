@@ -4,7 +4,9 @@
    and young collections, the workers' too, pass it by.
    Invariant: what was garbage at the fork was finalised before. A whole collection finds all of it;
    where the heap has grown by less than half since the last one, a young one finds what has died
-   young. What has died old may be finalised in a worker too then, if that collects whole.
+   young. What has died old may be finalised in a worker too then, if that collects whole. Where the
+   script itself has collected since, the heap may have shrunk and grown again, so it must be hardly
+   larger than it was.
    Knows Lua's collector; does not know pools. SPDX-License-Identifier: MIT */
 #include <lauxlib.h>
 #include <lua.h>
@@ -98,8 +100,7 @@ static void join_free_blocks(void) {
 
 static const char sentinel_key, canary_key;
 
-/* Pushes an object that dies old: only a whole collection finds it. Then the heap is not what we
-   have made it. */
+/* Pushes an object that dies old: only a whole collection finds it, and that is not ours. */
 static bool *push_canary(lua_State *L) {
   bool *armed = lua_newuserdatauv(L, sizeof *armed, 0);
   *armed = false;
@@ -110,15 +111,16 @@ static bool *push_canary(lua_State *L) {
 
 static int canary_gc(lua_State *L) {
   const bool *armed = lua_touserdata(L, 1);
-  if (*armed) runtime_of(L)->heap = 0;
+  if (*armed) runtime_of(L)->collected = true;
   return 0;
 }
 
 /* Whether a whole collection can wait: it costs, and not that much has come since the last one. Lua
-   itself waits until the heap is twice what it was. */
+   itself waits until the heap is twice what it was. All that is not young is old, whoever
+   collected: else 'enter' would have. */
 static bool can_wait(lua_State *L, const struct runtime *rt) {
-  size_t heap = heap_size(L);
-  return heap >= LARGE && heap <= rt->heap + rt->heap / 2;
+  size_t heap = heap_size(L), more = rt->heap / (rt->collected ? 16 : 2);
+  return heap >= LARGE && heap <= rt->heap + more;
 }
 
 /* Has the heap collected by generations. True: that took a whole collection, as it does from the
@@ -150,6 +152,8 @@ void share_begin(lua_State *L, struct handle *h) {
     rt->heap = heap;
     *canary = true;
   }
+  if (rt->collected) *canary = true;
+  rt->collected = false;
   lua_pop(L, 1);
   if (rt->heap >= LARGE) join_free_blocks();
   h->runner.generational = true;

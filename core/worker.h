@@ -30,6 +30,7 @@ struct runtime {
   unsigned attempt;
   /* lib_share.c: of the caller's collector */
   size_t heap;      /* bytes after the last whole collection for workers' sake; 0: none was */
+  bool collected;   /* whole, by the script, since then */
   unsigned sharing; /* handles whose workers share the heap */
   bool restore;     /* its mode is not the script's own */
   bool posted;      /* a sentinel waits for the next collection */

@@ -366,6 +366,48 @@ describe("what a worker shares with its parent", function()
     assert.equal(1, seen)
   end)
 
+  it("is not collected again where the script has just done so", function()
+    local heap <const>, seen = heap_of("tables"), 0
+    do
+      local watched <const> = setmetatable({}, { __gc = function() seen = seen + 1 end })
+      for _ = 1, 2 do
+        collectgarbage()
+        plua.map(function() return #heap + #watched end, { 1 }, { workers = 1 })
+      end
+      collectgarbage()
+    end
+    plua.map(function() return #heap end, { 1 }, { workers = 1 })
+    assert.equal(0, seen)
+    collect()
+    assert.equal(1, seen)
+  end)
+
+  it("is collected again when it has grown since the script did so", function()
+    local heap <const>, seen = heap_of("tables"), 0
+    local more <const> = {}
+    do
+      local watched <const> = setmetatable({}, { __gc = function() seen = seen + 1 end })
+      plua.map(function() return #heap + #watched end, { 1 }, { workers = 1 })
+      collectgarbage()
+    end
+    for i = 1, #heap // 5 do more[i] = { id = i, name = "item" .. i } end
+    plua.map(function() return #heap + #more end, { 1 }, { workers = 1 })
+    assert.equal(1, seen)
+  end)
+
+  it("holds neither data nor results of a call that is over", function()
+    local kept <const> = setmetatable({}, { __mode = "v" })
+    local pool <close> = plua.pool { workers = 1 }
+    local function make(x) return { x } end
+    for name, map in pairs { map = plua.map, pool_map = function(...) return pool:map(...) end } do
+      local data = {}
+      for i = 1, 1000 do data[i] = i end
+      kept[name .. "'s data"], kept[name .. "'s results"] = data, map(make, data)
+    end
+    collectgarbage()
+    assert.same({}, kept)
+  end)
+
   it("is collected again when it has grown by more than a tenth", function()
     local heap <const>, seen = heap_of("tables"), 0
     do

@@ -38,9 +38,12 @@ end
 
 function Session:close() self.handle:close() end
 
+-- What has a finaliser lives until the second collection, and all that it holds: a call that is over
+-- lets its data and results go. A loop that was left may still be asked by hand.
 function Session:__close(err)
   run.note(self, err)
   self:close()
+  if not self.call.window then self.job, self.call = nil, nil end
 end
 
 Session.__gc = Session.close

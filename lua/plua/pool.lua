@@ -50,15 +50,17 @@ function Session.finish() end
 
 function Session:close()
   local pool <const> = self.pool
-  if self.handle:alive() then self.job:forget() end
+  if self.job and self.handle:alive() then self.job:forget() end
   if not pool.streams[self] then return end
   pool.streams[self] = nil
   wind_up(pool)
 end
 
+-- As a one-shot call's: nothing is held until the finaliser has run.
 function Session:__close(err)
   run.note(self, err)
   self:close()
+  if not self.call.window then self.job, self.call, self.list = nil, nil, nil end
 end
 
 Session.__gc = Session.close
