@@ -55,9 +55,8 @@ static bool frame_unspill(struct local *l, struct peer *p, struct link_event *e)
   struct frame_spill f;
   if (e->len != sizeof f) return false;
   memcpy(&f, e->data, sizeof f);
-  uint64_t low = team_spill(&l->team, (unsigned)(p - l->peer));
-  if (f.off < low || f.off - low > l->team.spill_len || f.len > l->team.spill_len - (f.off - low))
-    return false;
+  uint64_t at = f.off - team_spill(&l->team, (unsigned)(p - l->peer)); /* huge: before it */
+  if (at > l->team.spill_len || f.len > l->team.spill_len - at) return false;
   e->data = l->team.base + f.off;
   e->len = f.len;
   p->spilled = l->lent_spill = true;

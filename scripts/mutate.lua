@@ -1,5 +1,6 @@
 -- Flips comparisons in what can be proved by itself (scheduler, ring, board, store, codec, count of
--- cores), one at a time, and asks whether a spec turns red:
+-- cores) and where deaths are met (hear, local, start, proc, lines), one at a time, and asks
+-- whether a spec turns red:
 --   lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]
 -- WHICH: so many, taken at random; "all"; or "21-40" of all. PLACES: a pattern such as sched or
 -- codec_name.c:96.
@@ -20,22 +21,40 @@ local FLIPS <const> = {
   ["&&"] = "||", ["||"] = "&&",
 }
 
+-- What proves a file that knows processes: a program for its edges, if it has one, then whoever
+-- uses teams.
+local function teams(edges, ...)
+  local proof <const> = { plua = true, module = true,
+    host = { "host_death", "host_cancel", "host_pool", "host_jobs", "host_inject", edges },
+    run = { "@init_spec.lua", "@orphans_spec.lua", "@capi_spec.lua", ... } }
+  if edges then table.insert(proof.run, 1, "%s/host/" .. edges) end
+  return proof
+end
+
 -- What proves the files whose names begin so: programs of spec/host that are linked with the
--- mutant, or a module of spec/kit and the spec file that loads it; 'plua': the program too. Each
--- command must end with 0 within the time limit.
+-- mutant, or a module of spec/kit and the spec file that loads it; 'plua': the program too,
+-- 'module': what `require "plua"` loads. Each command must end with 0 within the time limit.
 local PROOFS <const> = {
+  hear = teams("hear_edges", "@recovery_spec.lua", "@damage_spec.lua"),
+  ["local"] = teams(nil, "@inject_spec.lua", "@pool_spec.lua", "@recovery_spec.lua",
+    "@damage_spec.lua"),
+  start = teams(nil, "@inject_spec.lua", "@spare_spec.lua"),
+  proc = teams(nil, "@inject_spec.lua", "@spare_spec.lua", "@recovery_spec.lua",
+    "@signals_spec.lua"),
+  lines = teams(nil, "@output_spec.lua"),
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
-    run = { "%s/sched_edges memory", "%s/sched_explore 5", "env SEED=1 %s/sched_random 30" } },
+    run = { "%s/host/sched_edges memory", "%s/host/sched_explore 5",
+      "env SEED=1 %s/host/sched_random 30" } },
   ring = { host = { "ring_edges", "ring_threads", "stepkill" },
-    run = { "%s/ring_edges", "env SEED=1 %s/ring_threads 20000", "%s/stepkill 7" } },
+    run = { "%s/host/ring_edges", "env SEED=1 %s/host/ring_threads 20000", "%s/host/stepkill 7" } },
   codec = { kit = { "codectest" }, run = { "@codec_spec.lua", "@codec_gc_spec.lua" } },
   store = { host = { "store_edges", "store_random" },
-    run = { "%s/store_edges", "env SEED=1 %s/store_random", -- and as before Linux 5.14
-      "env LD_PRELOAD=%s/../../preload/iofail.so IOFAIL=madvise:22:1:sticky %s/store_edges" } },
+    run = { "%s/host/store_edges", "env SEED=1 %s/host/store_random", -- and as before Linux 5.14
+      "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=madvise:22:1:sticky %s/host/store_edges" } },
   places = { host = { "places_edges", "store_random" },
-    run = { "%s/places_edges", "env SEED=1 %s/store_random" } },
+    run = { "%s/host/places_edges", "env SEED=1 %s/host/store_random" } },
   board = { host = { "board_edges", "board_threads" },
-    run = { "%s/board_edges", "env SEED=1 %s/board_threads 20000" } },
+    run = { "%s/host/board_edges", "env SEED=1 %s/host/board_threads 20000" } },
   cpus = { plua = true, kit = { "cputest" }, run = { "@cpus_spec.lua" } },
 }
 -- Seconds for each command, of waiting and of work: only the first depend on what else runs here.
@@ -108,8 +127,11 @@ end
 -- What does not change from mutant to mutant is made once.
 local function prepare()
   for i = 1, jobs do
-    run(("mkdir -p %s/%d/kit && cp %s/kit/*.so %s/%d/kit/ && ln -sfn ../../lua %s/%d/lua"):format(
-      dir, i, build, dir, i, dir, i))
+    local place <const> = ("%s/%d"):format(dir, i)
+    run(("mkdir -p %s/kit %s/host %s/lua/plua && cp %s/kit/*.so %s/kit/"):format(place, place,
+      place, build, place))
+    run(("ln -sfn ../../preload %s/preload && cp %s/lua/plua/core.so %s/lua/plua/"):format(place,
+      build, place))
   end
   write(dir .. "/busted.lua", "require('busted.runner')({ standalone = false })\n")
 end
@@ -118,14 +140,18 @@ end
 local function command_of(text, place)
   local spec <const> = text:match("^@(.*)")
   if not spec then return ("timeout -k 2 %d %s"):format(WAIT, (text:gsub("%%s", place))) end
-  -- As under a sanitizer: fewer rounds of what is tried at random.
-  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=mutant PLUA_TALLY=%s/tally timeout -k 2 %d lua5.4"
-    .. " %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, WAIT, dir,
-    spec)
+  -- As where lines are counted: fewer rounds of what is tried at random.
+  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=coverage PLUA_TALLY=%s/tally timeout -k 2 %d"
+    .. " lua5.4 %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, WAIT,
+    dir, spec)
 end
 
 -- What timeout answers when it has ended a command.
 local FAILS <const> = "fails() { case $1 in 124|137) echo late $2;; *) echo red $2;; esac; exit; }"
+
+-- A mutant may leave processes behind: they end with its session.
+local SESSION <const> = "setsid sh %s/try.sh & s=$!; trap 'pkill -9 -s $s; exit' INT TERM; "
+  .. "wait $s; pkill -9 -s $s"
 
 -- Begins to try a file with this text; 'place' is a directory that nothing else uses meanwhile.
 -- What is read from the answer: "invalid", "alive", or "red" or "late" and the command that failed.
@@ -147,7 +173,12 @@ local function try(file, text, place)
   if proof.plua then
     link("-Wl,-E", "plua", ("%s/core/main*.o %s/core/modules.o"):format(build, build), libs)
   end
-  for _, each in ipairs(proof.host or {}) do link("", each, "spec/host/" .. each .. ".c", libs) end
+  if proof.module then
+    link("-shared -Wl,-Bsymbolic,-u,luaopen_plua_core", "lua/plua/core.so", "", libs)
+  end
+  for _, each in ipairs(proof.host or {}) do
+    link("", "host/" .. each, "spec/host/" .. each .. ".c", libs)
+  end
   for _, each in ipairs(proof.kit or {}) do
     link("-shared -Wl,-Bsymbolic", ("kit/%s.so"):format(each), "spec/kit/" .. each .. ".c", libs)
   end
@@ -157,7 +188,7 @@ local function try(file, text, place)
   end
   script[#script + 1] = "echo alive"
   write(place .. "/try.sh", table.concat(script, "\n") .. "\n")
-  return assert(io.popen("sh " .. place .. "/try.sh"))
+  return assert(io.popen(SESSION:format(place)))
 end
 
 local function answer_of(pipe)
@@ -189,7 +220,8 @@ end
 prepare()
 
 local sources <const> = "core/sched*.[ch] core/ring.[ch] core/codec*.[ch] core/store.c "
-  .. "core/places.c core/board.[ch] core/cpus.c"
+  .. "core/places.c core/board.[ch] core/cpus.c core/hear.c core/local.c core/start.c core/proc.c "
+  .. "core/lines.c"
 local all <const>, source <const>, proofs <const> = {}, {}, {}
 for file in output("ls " .. sources):gmatch("%S+") do
   local found, text <const> = sites(file)

@@ -5,6 +5,7 @@ local same <const> = "the smaller of two: where they are equal, either is right"
 local zero <const> = "0 is answered for 0 either way"
 local slower <const> = "costs time, and not much"
 local ahead <const> = "memory that is asked for ahead of its use, or not: costs time at most"
+local clock <const> = "a nanosecond more or less"
 local alike <const> = "every release of Lua 5.4 lies in memory alike: a guard against one that "
   .. "does not"
 
@@ -163,6 +164,9 @@ return {
     text = "if (a->p < next || a->found == a->due) { /* the reader has gone past */",
     why = "where the two are at one place, none between them is due" },
   { file = "core/codec_peek.c", op = "&&",
+    text = "int there = moved && thread->top[-1].tag == PEEK_INTEGER &&",
+    why = alike },
+  { file = "core/codec_peek.c", op = "&&", nth = 2,
     text = "int there = moved && thread->top[-1].tag == PEEK_INTEGER &&",
     why = alike },
   { file = "core/codec_peek.c", op = "||",
@@ -400,4 +404,16 @@ return {
   { file = "core/board.c", op = ">",
     text = "unsigned next = word_next(w), m = keep > next ? keep : next;",
     why = same },
+  { file = "core/hear.c", op = "<",
+    text = "if (o->n - e->tag < to.max) to.max = o->n - e->tag;",
+    why = same },
+  { file = "core/hear.c", op = "<",
+    text = "if (r < 0) return fault(l, p, e);",
+    why = "0 has left above" },
+  { file = "core/hear.c", op = "<",
+    text = "if (now_ns() - l->garbage_ns < GARBAGE_NS) return 0;",
+    why = clock },
+  { file = "core/hear.c", op = ">=",
+    text = "if (l->garbage_ns && now_ns() - l->garbage_ns >= GARBAGE_NS) return true;",
+    why = clock },
 }
