@@ -171,6 +171,9 @@ static uintptr_t number_of(uintptr_t n) {
 static uint32_t *entry_of(const struct codec_map_region *region, uintptr_t n) {
   return &region->leaf[n >> ENTRY_BITS & (LEAF - 1)];
 }
+static int fits_entry(size_t at) {
+  return at < entry_max - 1;
+}
 static uint32_t entry_made(uintptr_t n, size_t at) {
   return (uint32_t)(at + 1) << 2 | (uint32_t)(n >> 4 & 3);
 }
@@ -184,7 +187,7 @@ static int meet_region(struct codec_map *m, void **heap, const void *p, size_t h
     *at = (*entry >> 2) - 1;
     return 1;
   }
-  if (*entry || here >= entry_max - 1) return meet_slot(m, heap, p, here, at);
+  if (*entry || !fits_entry(here)) return meet_slot(m, heap, p, here, at);
   *entry = entry_made(n, here);
   return 0;
 }
@@ -220,7 +223,7 @@ static void forget_leaf(uint32_t *leaf, size_t from) {
    where an entry is free, no slot is looked at. */
 static int goes_home(struct codec_map *m, const struct codec_map_slot *slot) {
   uintptr_t n = (uintptr_t)slot->p;
-  if (!n || n & 15 || slot->at >= entry_max - 1) return 0;
+  if (!n || n & 15 || !fits_entry(slot->at)) return 0;
   struct codec_map_region *region = region_of(m->regions, m->region_mask, number_of(n));
   uint32_t *entry = entry_of(region, n);
   if (*entry) return 0;
