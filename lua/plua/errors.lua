@@ -232,8 +232,8 @@ end
 local REFUSED <const> = "plua needs Linux 5.4 or newer, and a sandbox that permits its calls: " ..
   "strace -f shows which one is refused"
 
--- What a refusal of the system's is due to: the limit and its name in /proc, where there is one, and
--- what to do.
+-- What a refusal of the system's is due to: the limit and its name in /proc, where there is one;
+-- and what to do.
 local REFUSALS <const> = {
   { "Cannot allocate memory", "ulimit -v", "Max address space",
     "use fewer workers, or raise the limit" },
