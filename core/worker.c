@@ -53,7 +53,7 @@ static void push_traceback(lua_State *L) {
   static const char ours[] = "\n\t[C]: in ?";
   const size_t tail = sizeof ours - 1;
   size_t len;
-  luaL_traceback(L, L, NULL, 1);
+  trace_push(L, 1);
   const char *text = lua_tolstring(L, -1, &len);
   const char *end = runtime_of(L)->depth ? strstr(text, ours) : NULL;
   if (end) len = (size_t)(end - text);

@@ -131,6 +131,9 @@ int runner_refuse(struct runner *r, plua_out *out, int failed, const char *messa
 /* Pushes file:line of the innermost Lua function that runs and is not plua's, or nil. */
 void push_where(struct lua_State *L);
 
+/* Pushes the traceback from a level on, as luaL_traceback has it (worker_trace.c). */
+void trace_push(struct lua_State *L, int level);
+
 /* Whether a function is one of plua's own modules; ar was filled with "S". */
 bool is_ours(const struct runtime *rt, const struct lua_Debug *ar);
 

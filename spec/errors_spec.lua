@@ -41,6 +41,36 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
         type(workers > 0 and err.pid or nil))
     end)
 
+    it("tells the calls as Lua's own traceback does, each time", function()
+      local object <const> = {}
+      local function fails(x) return x + nil end
+      local function deep(n) return (n == 0 and error("no good") or deep(n - 1)) end
+      function object.field() return (fails(1)) end
+      function object:method() return (self.field()) end
+      package.loaded["plua_spec"] = { named = object.field } -- goes by the module's name
+      local cases <const> = {
+        function() return fails(1) end,
+        function() return (object:method()) end,
+        function() return (object.field()) end,
+        function() return (deep(5)) end,
+        function() return (load("return ... + {}", "=text")(1)) end,
+        function() return (("a"):gsub("a", function() return (fails(1)) end)) end,
+        function() return (string.rep()) end,
+      }
+      local function asked(case) return select(2, xpcall(case, debug.traceback)) end
+      for k, case in ipairs(cases) do
+        local errs <const> = plua.map(case, { 1, 2 }, collect)
+        local text <const> = plua.map(function() return (asked(case)) end, { 1 }, opts)[1]
+        local levels <const> = text:match("(stack traceback:.-)\n\t%[C%]: in function 'xpcall'")
+        assert.equal(levels, errs[1].traceback, k)
+        assert.equal(levels, errs[2].traceback, k)
+        assert.equal(k == 2 or k == 3, levels:find("'plua_spec.named'", 1, true) ~= nil)
+      end
+      local err <const> = caught(plua.map, function() return (deep(40)) end, { 1 }, opts)
+      assert.matches("in function 'error'.*%.%.%.\t%(skipping %d+ levels%)", err.traceback)
+      package.loaded["plua_spec"] = nil
+    end)
+
     it("that came from a call of plua inside it is told once", function()
       local line <const> = here(2)
       local err <const> = caught(plua.map, function(x)

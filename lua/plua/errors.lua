@@ -322,6 +322,16 @@ local function hand_on(fields)
   fields.traceback = inner.traceback or fields.traceback
 end
 
+-- Items mostly fail alike: the traceback that was trimmed last, and what was left of it.
+local last_traceback, last_trimmed
+
+local function trimmed(traceback)
+  if traceback ~= last_traceback then
+    last_traceback, last_trimmed = traceback, M.users_frames(traceback)
+  end
+  return last_trimmed
+end
+
 -- Makes the error object of what the core knows. The fields 'data' and 'reason' are for us only.
 local function make(fields)
   if fields.kind == "error" and M.iserror(fields.value) then hand_on(fields) end
@@ -340,7 +350,7 @@ local function make(fields)
     fields.index = fields.index or math.tointeger(tonumber(fields.message:match("^item (%d+)")))
     fields.where, fields.call = M.site(2)
   end
-  if fields.traceback then fields.traceback = M.users_frames(fields.traceback) end
+  if fields.traceback then fields.traceback = trimmed(fields.traceback) end
   return setmetatable(fields, Error)
 end
 

@@ -38,8 +38,8 @@ end
 
 function Session:close() self.handle:close() end
 
--- What has a finaliser lives until the second collection, and all that it holds: a call that is over
--- lets its data and results go. A loop that was left may still be asked by hand.
+-- What has a finaliser lives until the second collection, and all that it holds: a call that is
+-- over lets its data and results go. A loop that was left may still be asked by hand.
 function Session:__close(err)
   run.note(self, err)
   self:close()
