@@ -30,7 +30,7 @@ static uint64_t signal_bit(int n) {
 
 void proc_signals_read(struct proc_signals *s) {
   *s = (struct proc_signals){0};
-  for (int n = 1; n < NSIG && n <= 64; n++) {
+  for (int n = 1; n <= 64; n++) {
     struct sigaction a;
     if (sigaction(n, NULL, &a) < 0) continue;
     if (a.sa_handler == SIG_DFL && !(a.sa_flags & SA_SIGINFO)) continue;

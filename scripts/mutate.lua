@@ -31,16 +31,23 @@ local function teams(edges, ...)
   return proof
 end
 
+-- What is told by failpoints alone is proved in a build that has them.
+local FAIL <const> = { start = true }
+
 -- What proves the files whose names begin so: programs of spec/host that are linked with the
 -- mutant, or a module of spec/kit and the spec file that loads it; 'plua': the program too,
 -- 'module': what `require "plua"` loads. Each command must end with 0 within the time limit.
 local PROOFS <const> = {
   hear = teams("hear_edges", "@recovery_spec.lua", "@damage_spec.lua"),
-  ["local"] = teams(nil, "@inject_spec.lua", "@pool_spec.lua", "@recovery_spec.lua",
-    "@damage_spec.lua"),
-  start = teams(nil, "@inject_spec.lua", "@spare_spec.lua"),
-  proc = teams(nil, "@inject_spec.lua", "@spare_spec.lua", "@recovery_spec.lua",
-    "@signals_spec.lua"),
+  ["local"] = teams("local_edges", -- and as before Linux 5.11
+    "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=epoll_pwait2:38:1:sticky %s/host/local_edges",
+    "@inject_spec.lua", "@pool_spec.lua", "@recovery_spec.lua", "@damage_spec.lua"),
+  start = teams(nil, "@inject_spec.lua", "@fail_spec.lua --filter=spare", "@spare_spec.lua"),
+  proc = teams("proc_edges",
+    "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=syscall434:24:1:sticky %s/host/proc_edges"
+      .. " unwatched", -- and as before Linux 5.9
+    "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=syscall436:38:1:sticky %s/host/proc_edges",
+    "@inject_spec.lua", "@spare_spec.lua", "@recovery_spec.lua", "@signals_spec.lua"),
   lines = teams(nil, "@output_spec.lua"),
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
     run = { "%s/host/sched_edges memory", "%s/host/sched_explore 5",
@@ -120,6 +127,10 @@ local flags <const> = "-std=c11 -D_GNU_SOURCE= -O1 -g -fPIC -w -fno-lto "
 local libs <const> = output("pkg-config --libs lua5.4"):gsub("\n", "") .. " -lm -ldl -pthread"
 local root <const> = output("pwd"):gsub("\n", "")
 
+local function points_of(file)
+  return FAIL[file:match("core/(%a+)")]
+end
+
 local function proof_of(file)
   return PROOFS[file:match("core/(%a+)")]
 end
@@ -137,13 +148,13 @@ local function prepare()
 end
 
 -- A shell command with the name by which the report calls it.
-local function command_of(text, place)
+local function command_of(text, place, points)
   local spec <const> = text:match("^@(.*)")
   if not spec then return ("timeout -k 2 %d %s"):format(WAIT, (text:gsub("%%s", place))) end
   -- As where lines are counted: fewer rounds of what is tried at random.
-  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=coverage PLUA_TALLY=%s/tally timeout -k 2 %d"
-    .. " lua5.4 %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(place, place, WAIT,
-    dir, spec)
+  return ("PLUA_BUILD=%s PLUA_LUA=lua5.4 PLUA_SAN=coverage PLUA_FAILPOINTS=%s PLUA_TALLY=%s/tally"
+    .. " timeout -k 2 %d lua5.4 %s/busted.lua --no-keep-going -o spec/report.lua spec/%s"):format(
+    place, points and "1" or "", place, WAIT, dir, spec)
 end
 
 -- What timeout answers when it has ended a command.
@@ -157,6 +168,9 @@ local SESSION <const> = "setsid sh %s/try.sh & s=$!; trap 'pkill -9 -s $s; exit'
 -- What is read from the answer: "invalid", "alive", or "red" or "late" and the command that failed.
 local function try(file, text, place)
   local proof <const>, name <const> = proof_of(file), file:match("[^/]*$")
+  local points <const> = points_of(file)
+  local from <const> = points and build .. "/fail" or build
+  local with <const> = points and flags .. " -DPLUA_FAILPOINTS" or flags
   local core <const> = place .. "/core" -- all sources, of which one is the mutant
   -- A header is proved by all files that its own are named like.
   local units <const> = name:match("%.c$") and name or file:match("core/(%a+)") .. "*.c"
@@ -165,13 +179,13 @@ local function try(file, text, place)
     ("ulimit -c 0; ulimit -d %d; ulimit -t %d"):format(MEMORY_KB, WORK),
     FAILS, ("rm -rf %s && mkdir %s && ln -s %s/core/*.[ch] %s"):format(core, core, root, core),
     ("mv -f %s/mutant %s/%s"):format(place, core, name),
-    ("(cd %s && gcc -c %s %s) || { echo invalid; exit; }"):format(core, flags, units) }
-  local function link(how, out, source, with)
+    ("(cd %s && gcc -c %s %s) || { echo invalid; exit; }"):format(core, with, units) }
+  local function link(how, out, source, others)
     script[#script + 1] = ("gcc %s %s -iquote %s -o %s/%s %s %s/*.o %s/libplua.a %s"):format(how,
-      flags, core, place, out, source, core, build, with) .. " || { echo invalid; exit; }"
+      with, core, place, out, source, core, from, others) .. " || { echo invalid; exit; }"
   end
   if proof.plua then
-    link("-Wl,-E", "plua", ("%s/core/main*.o %s/core/modules.o"):format(build, build), libs)
+    link("-Wl,-E", "plua", ("%s/core/main*.o %s/core/modules.o"):format(from, from), libs)
   end
   if proof.module then
     link("-shared -Wl,-Bsymbolic,-u,luaopen_plua_core", "lua/plua/core.so", "", libs)
@@ -184,7 +198,7 @@ local function try(file, text, place)
   end
   for _, each in ipairs(proof.run) do
     script[#script + 1] = ("%s >%s/log 2>&1 </dev/null || fails $? '%s'"):format(
-      command_of(each, place), place, each)
+      command_of(each, place, points), place, each)
   end
   script[#script + 1] = "echo alive"
   write(place .. "/try.sh", table.concat(script, "\n") .. "\n")
@@ -240,6 +254,12 @@ for _, each in ipairs(known) do
     io.stderr:write(("mutate: spec/mutants.lua excuses what is no longer there: %s: %s: %s\n")
       :format(each.file, each.op, each.text))
     os.exit(2)
+  end
+end
+
+for _, file in pairs(proofs) do
+  if points_of(file) then
+    run(("make -s B=%s/fail FAIL=1 all kit >%s/log 2>&1"):format(build, dir))
   end
 end
 
