@@ -41,6 +41,7 @@ local PROOFS <const> = {
   hear = teams("hear_edges", "@recovery_spec.lua", "@damage_spec.lua"),
   ["local"] = teams("local_edges", -- and as before Linux 5.11
     "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=epoll_pwait2:38:1:sticky %s/host/local_edges",
+    "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=epoll_pwait2:4:1 %s/host/local_edges interrupted",
     "@inject_spec.lua", "@pool_spec.lua", "@recovery_spec.lua", "@damage_spec.lua"),
   start = teams(nil, "@inject_spec.lua", "@fail_spec.lua --filter=spare", "@spare_spec.lua"),
   proc = teams("proc_edges",

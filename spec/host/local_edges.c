@@ -1,6 +1,8 @@
 /* local_edges.c: the owner's tables where one item, slot or number more decides: numbers of
-   batches, taking back, holding, and what is done where the board is not as it should be. Knows
-   local.h. SPDX-License-Identifier: MIT */
+   batches, taking back, holding, and what is done where the board is not as it should be.
+     local_edges               all of it
+     local_edges interrupted   where the first wait is (IOFAIL=epoll_pwait2:4:1)
+   Knows local.h. SPDX-License-Identifier: MIT */
 #include "owner.h"
 
 #include <signal.h>
@@ -44,7 +46,8 @@ static void embody(unsigned w) {
   int r = proc_fork(p);
   CHECK(r >= 0);
   if (r == 0) proc_tie(l->team.owner);
-  for (; r == 0;) pause();
+  if (r == 0)
+    for (;;) pause();
   CHECK(p->fd >= 0);
 }
 /* The signal that it ended by within a generous time; it had to end. */
@@ -554,7 +557,18 @@ static void opens(void) {
   CHECK(ring_of(0, 4096) == 16384 && ring_of(0, 5000) == 16384);
 }
 
-int main(void) {
+/* A wait that was interrupted says so, and is not begun again. */
+static void interrupted(void) {
+  afresh();
+  CHECK(local_look(l, BULK_NS) == -EINTR && local_look(l, 0) == 0);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "interrupted") == 0) {
+    interrupted();
+    puts("ok");
+    return 0;
+  }
   numbers();
   posts();
   starts();
