@@ -232,14 +232,20 @@ void memory_settle(const struct runner *r) {
 
 /* ---- telling -------------------------------------------------------------------------------- */
 
+/* Before 5.4.3 a buffer's error says where it was raised, as any other. */
+static bool is_lua_own(const char *text) {
+  const char *own = strstr(text, "not enough memory");
+  return own && !own[strlen("not enough memory")] && (own == text || own[-1] == ' ');
+}
+
 bool memory_failed(lua_State *L, int status) {
   if (status == LUA_ERRMEM) return true;
   if (!memory || !memory->asked || lua_type(L, -1) != LUA_TTABLE) return false;
   lua_rawgeti(L, -1, 1); /* a coroutine's: the error has passed through lua_error since */
   const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
-  bool same = strcmp(text, "not enough memory") == 0;
+  bool own = is_lua_own(text);
   lua_pop(L, 1);
-  return same;
+  return own;
 }
 
 /* 64M, 1.5G: as the option is written. */
