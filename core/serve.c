@@ -113,13 +113,17 @@ static void stay_one(const struct server *s) {
 
 /* ---- replies ------------------------------------------------------------------------------- */
 
-/* Makes sure that memory exists below 'end': a failure is an error here, not a SIGBUS later. */
-static int spill_touch(struct spill *p, size_t end) {
+/* Most workers need no spill area: it is mapped at its first use. Makes sure that memory exists
+   below 'end': a failure is an error here, not a SIGBUS later. */
+static int spill_touch(struct server *s, size_t end) {
+  struct spill *p = &s->spill;
   if (end <= p->touched) return 0;
   size_t upto = (end + 0xffff) & ~(size_t)0xffff;
   if (upto > p->size) upto = p->size;
   int err = FAIL_ERROR(W_SPILL);
   if (err) return err;
+  if (!p->base) p->base = team_enter_spill(s->team, s->me);
+  if (!p->base) return -ENOMEM;
 #ifdef MADV_POPULATE_WRITE
   int r;
   do r = madvise(p->base + p->touched, upto - p->touched, MADV_POPULATE_WRITE);
@@ -163,7 +167,7 @@ static int into_spill(struct server *s, size_t used, size_t want) {
   if (err) return err;
   size_t roomy = want + used / 8; /* it grows in place: a little ahead saves calls */
   if (roomy > p->size - p->at) roomy = p->size - p->at;
-  err = spill_touch(p, p->at + roomy);
+  err = spill_touch(s, p->at + roomy);
   if (!err && !s->spilled) memcpy(p->base + p->at, s->out.begin, used);
   s->spilled = s->spilled || !err;
   if (!s->spilled) return err;
@@ -578,8 +582,8 @@ _Noreturn void serve(struct team *t, unsigned w) {
   FAIL_POINT(W_BOOT);
   proc_tie(t->owner);
   struct slice *slice = team_enter_slice(t, w);
-  unsigned char *spill = team_enter_spill(t, w);
-  if (!slice || !spill) _exit(STATUS_BOARD);
+  unsigned char *spill = slice && t->spill_early ? team_enter_spill(t, w) : NULL;
+  if (!slice || (t->spill_early && !spill)) _exit(STATUS_BOARD);
   close(t->memory_fd);
   *ours = 1;
   *s = (struct server){.team = t, .slice = slice, .view = t->view, .me = w, .ours = ours};

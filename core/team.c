@@ -14,8 +14,10 @@
 
 #include "fail.h"
 
+#define PAGE ((size_t)4096)
+
 static size_t page_up(size_t n) {
-  return (n + 4095) & ~(size_t)4095;
+  return (n + PAGE - 1) & ~(PAGE - 1);
 }
 
 static void lay_out(struct team *t, size_t payload, size_t spill) {
@@ -29,6 +31,22 @@ static void lay_out(struct team *t, size_t payload, size_t spill) {
   t->total = t->spills_off + t->cap * spill;
 }
 
+/* Who is forked gets the board only. It has a mapping of its own, which lies with what was mapped
+   before: each process needs fewer page tables so. */
+static bool map_all(struct team *t) {
+  const int prot = PROT_READ | PROT_WRITE;
+  t->board = mmap(NULL, t->slices_off, prot, MAP_SHARED, t->memory_fd, 0);
+  if (t->board == MAP_FAILED) return false;
+  t->base = mmap(NULL, t->total, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, 0);
+  if (t->base == MAP_FAILED) {
+    munmap(t->board, t->slices_off);
+    return false;
+  }
+  madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
+  madvise(t->base, t->total, MADV_DONTFORK);
+  return true;
+}
+
 /* Address space is free where it is not limited; where it is (ulimit -v, valgrind), areas shrink.
  */
 static int map(struct team *t) {
@@ -38,13 +56,7 @@ static int map(struct team *t) {
   for (; spill >= ((size_t)1 << 20); payload /= 4, spill /= 4) {
     lay_out(t, payload, spill);
     if (t->total > file.rlim_cur || ftruncate(t->memory_fd, (off_t)t->total) < 0) continue;
-    t->base = mmap(NULL, t->total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, t->memory_fd,
-                   0);
-    if (t->base == MAP_FAILED) continue;
-    madvise(t->base, t->total, MADV_DONTDUMP); /* a core dump would walk all of it */
-    /* Who is forked gets the board only. */
-    madvise(t->base + t->slices_off, t->total - t->slices_off, MADV_DONTFORK);
-    return 0;
+    if (map_all(t)) return 0;
   }
   return t->total > file.rlim_cur ? -EFBIG : -ENOMEM;
 }
@@ -53,31 +65,51 @@ static int map(struct team *t) {
    owner has the area. */
 static unsigned char *map_area(const struct team *t, size_t off, size_t len, int prot) {
   void *area = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, (off_t)off);
-  if (area == MAP_FAILED) return NULL;
-  madvise(area, len, MADV_DONTDUMP);
-  return area;
+  return area == MAP_FAILED ? NULL : area;
 }
 
 /* Of one process only: what it forks has nothing there. */
-static unsigned char *map_own(const struct team *t, size_t off, size_t len) {
-  unsigned char *own = map_area(t, off, len, PROT_READ | PROT_WRITE);
-  if (own) madvise(own, len, MADV_DONTFORK);
-  return own;
+static unsigned char *keep_own(unsigned char *area, size_t len) {
+  if (!area) return NULL;
+  madvise(area, len, MADV_DONTDUMP);
+  madvise(area, len, MADV_DONTFORK);
+  return area;
+}
+
+/* Maps an area that lies behind the payloads without the descriptor: where its old size is given as
+   0, mremap maps a shared area once more, and as much of what follows in the file. */
+static unsigned char *map_behind(const struct team *t, size_t off, size_t len) {
+  size_t last = t->payload_off + t->payload_len - PAGE, lead = off - last;
+  unsigned char *area = mremap(t->payloads + last, 0, lead + len, MREMAP_MAYMOVE);
+  if (area == MAP_FAILED) return NULL;
+  munmap(area, lead);
+  area += lead;
+  if (mprotect(area, len, PROT_READ | PROT_WRITE) < 0) return NULL;
+  return area;
 }
 
 int team_enter(struct team *t) {
-  const unsigned char *area = map_area(t, t->payload_off, t->payload_len, PROT_READ);
+  unsigned char *area = map_area(t, t->payload_off, t->payload_len, PROT_READ);
   if (!area) return -ENOMEM;
+  madvise(area, t->payload_len, MADV_DONTDUMP);
   t->payloads = area - t->payload_off;
+  area = map_behind(t, t->spills_off, PAGE);
+  t->spill_early = !area; /* valgrind has no such mremap */
+  if (area) munmap(area, PAGE);
   return 0;
 }
 
 struct slice *team_enter_slice(const struct team *t, unsigned w) {
-  return (struct slice *)(void *)map_own(t, t->slices_off + (size_t)w * t->stride, t->stride);
+  unsigned char *own = map_area(t, t->slices_off + (size_t)w * t->stride, t->stride,
+                                PROT_READ | PROT_WRITE);
+  return (struct slice *)(void *)keep_own(own, t->stride);
 }
 
 unsigned char *team_enter_spill(const struct team *t, unsigned w) {
-  return map_own(t, team_spill(t, w), t->spill_len);
+  size_t off = team_spill(t, w), len = t->spill_len;
+  unsigned char *own = t->spill_early ? map_area(t, off, len, PROT_READ | PROT_WRITE)
+                                      : map_behind(t, off, len);
+  return keep_own(own, len);
 }
 
 static int open_fd(int fd, int *out) {
@@ -118,7 +150,7 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap) {
   if (err)
     team_close(t);
   else
-    board_make(&t->view, t->base, slots);
+    board_make(&t->view, t->board, slots);
   return err;
 }
 
@@ -127,10 +159,12 @@ void team_part(void *area, size_t len) {
   (void)mmap(area, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
-/* A process that the owner forked has the board only: the rest of the addresses are not ours. */
+/* A process that the owner forked has the board only: the other addresses are not ours. */
 void team_close(struct team *t) {
-  size_t size = t->owner == getpid() ? t->total : t->slices_off;
-  if (t->base && t->base != MAP_FAILED) munmap(t->base, size);
+  if (t->base && t->base != MAP_FAILED) {
+    munmap(t->board, t->slices_off);
+    if (t->owner == getpid()) munmap(t->base, t->total);
+  }
   if (t->memory_fd >= 0) close(t->memory_fd);
   if (t->bell_fd >= 0) close(t->bell_fd);
   if (t->epoll_fd >= 0) close(t->epoll_fd);

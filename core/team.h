@@ -29,14 +29,16 @@ struct slice {
 enum { GO_NOT, GO_AWAITED, GO_NOW, GO_LEAVES };
 
 struct team {
-  unsigned char *base;
-  const unsigned char *payloads; /* worker: what offsets of payloads count from */
+  unsigned char *base;     /* owner: the mapping */
+  void *board;             /* of its own */
+  unsigned char *payloads; /* worker: what offsets of payloads count from */
   size_t total;
   size_t payload_off, payload_len;
   size_t slices_off, stride;
   size_t ring_off, ring_size; /* in a slice */
   size_t spills_off, spill_len;
-  unsigned cap; /* slices */
+  bool spill_early; /* worker: its spill area has to be mapped while the descriptor is open */
+  unsigned cap;     /* slices */
   struct board_view view;
   int memory_fd, bell_fd, epoll_fd;
   int mail_fd[2]; /* the owner's end, the workers' end: captured output of who may die; and its end
@@ -89,7 +91,8 @@ int team_open(struct team *t, unsigned slots, size_t ring, unsigned cap);
 void team_close(struct team *t);
 
 /* In a process forked by the owner, which has the board only: maps the payload area, to be read;
-   the slice of worker w, or its spill area, and answers where. 0 or a negated errno; NULL. */
+   the slice of worker w, or its spill area, and answers where. 0 or a negated errno; NULL. All but
+   team_enter_spill need the descriptor; that too where spill_early says so. */
 int team_enter(struct team *t);
 struct slice *team_enter_slice(const struct team *t, unsigned w);
 unsigned char *team_enter_spill(const struct team *t, unsigned w);

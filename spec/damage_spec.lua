@@ -28,6 +28,20 @@ describe("an item that does damage and goes on", function()
     end
   end)
 
+  it("may close all descriptors, and have a result larger than the ring", function()
+    local function f(i)
+      if i % 10 == 5 then kit.closeall(3) end
+      return (tostring(i % 10)):rep(1 << 20)
+    end
+    local function check(list)
+      for i = 1, N do assert(list[i] == (tostring(i % 10)):rep(1 << 20), i) end
+    end
+    check(plua.map(f, numbers(N), { workers = 2 }))
+    local pool <close> = plua.pool { workers = 2 }
+    check(pool:map(f, numbers(N)))
+    answers(pool)
+  end)
+
   it("may write garbage to all descriptors", function()
     local script <const> = helper.script [[
       local plua, kit = require "plua", require "crashkit"
