@@ -170,8 +170,9 @@ check-torture: all
 	  else echo '0 passed, 1 failed'; exit 1; fi
 
 # The other specs build, install or read the sources, or run no line that these do not.
-COVER := ring sched board store lost codec codec_gc golden fallback cpus errors map pool future job cli capi \
-         inject init options output weight retries signals strays spare timeout recovery small memory
+COVER := ring sched board store owner proc lost codec codec_gc golden fallback cpus errors map \
+         pool future job cli capi inject init options output weight retries signals strays \
+         spare timeout recovery small memory
 coverage:  ## which lines and branches of core the specs run; COVERAGE= is the least
 	@rm -f build/cov/core/*.gcda
 	@$(call variant_test,COV=1 CC=gcc,$(COVER))
@@ -185,8 +186,8 @@ mutate: all kit  ## flips comparisons: does a spec turn red? MUTANTS=all for eac
 variant_test = echo '== $1' && \
   $(MAKE) --no-print-directory -j "$$(nproc)" $1 all kit >/dev/null && \
   $(MAKE) --no-print-directory $1 test SPEC='$(call specs,$2)'
-CHECK_ADDRESS := codec codec_gc golden map pool future errors capi ring sched board store recovery \
-                 memory output weight retries
+CHECK_ADDRESS := codec codec_gc golden map pool future errors capi ring sched board store owner proc \
+                 recovery memory output weight retries
 
 kit: $(KIT) $(HOST) $(SHIM) $(BENCH)  ## what the specs load and start
 
