@@ -93,6 +93,17 @@ void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t off) {
   return MAP_FAILED;
 }
 
+void *mremap(void *at, size_t old, size_t n, int flags, ...) {
+  REAL(mremap);
+  __builtin_va_list list;
+  __builtin_va_start(list, flags);
+  void *to = flags & MREMAP_FIXED ? __builtin_va_arg(list, void *) : NULL;
+  __builtin_va_end(list);
+  if (!meant("mremap")) return real(at, old, n, flags, to);
+  errno = error;
+  return MAP_FAILED;
+}
+
 int madvise(void *at, size_t n, int advice) {
   REAL(madvise);
   return meant("madvise") ? failed() : real(at, n, advice);
