@@ -78,7 +78,8 @@ void flush_files(void) {
   if (files_hold()) fflush(NULL);
 }
 
-void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
+/* Out of line: a constant time would lie among read-only data, where each worker would fault. */
+NOINLINE void futex_wait(_Atomic uint32_t *word, uint32_t seen, int ms) {
   struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
   syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
 }

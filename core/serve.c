@@ -80,7 +80,7 @@ struct server {
 
 /* ---- the owner ----------------------------------------------------------------------------- */
 
-COLD static void doorbell(struct server *s) {
+NOINLINE static void doorbell(struct server *s) {
   if (!atomic_exchange(&s->view.board->asleep, 0)) return;
   uint64_t one = 1;
   ssize_t n;
@@ -196,7 +196,7 @@ static inline void reply_into(struct server *s, unsigned char *p, size_t room) {
   s->out.end = p + room;
 }
 
-COLD static void reply_begin_late(struct server *s) {
+NOINLINE static void reply_begin_late(struct server *s) {
   size_t room;
   unsigned char *p;
   while (!(p = ring_reserve(&s->ring, ROOM_MIN, &room))) wait_owner(s);
@@ -308,7 +308,7 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
 
-COLD static void clock_read(struct stopwatch *w) {
+NOINLINE static void clock_read(struct stopwatch *w) {
   int64_t now = now_ns();
   if (!w->step) w->first = now;
   bool brief = w->step && now - w->since < (int64_t)w->step * CLOCK_FINE_NS;
