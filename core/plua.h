@@ -165,7 +165,7 @@ enum {
   PLUA_SPARE = 2,    /* fork one idle spare at the start and make workers from it, so that
                         replacements see the state of now though the owner moves on meanwhile; many
                         workers are started sooner, since what they have in common is done once, and
-                        from 16 on by the spare and a copy of it */
+                        from 16 on by two spares */
   PLUA_GROUPED = 4, /* what an item writes to descriptors 1 and 2 comes out as one block when it has
                        ended, before its outcome is told; that of one whose worker died is written
                        by the owner, in plua_next. It lies in an unlinked file below TMPDIR

@@ -103,8 +103,8 @@ static void answer_all(void *arg) {
   }
 }
 
-_Noreturn void spare_serve(struct team *t) {
-  struct spare s = {.team = t, .line = &t->view.board->spare[0], .ask = t->asks};
+_Noreturn void spare_serve(struct team *t, unsigned line) {
+  struct spare s = {.team = t, .line = &t->view.board->spare[line], .ask = t->asks};
   FAIL_POINT(S_BOOT);
   serve_ready(t, answer_all, &s);
 }

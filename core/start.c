@@ -38,12 +38,19 @@ static void spare_drop(struct local *l, unsigned line) {
   *spare = (struct proc){0, -1};
 }
 
-/* The first worker's start makes the spare too, so that it has seen the same state. */
-static int spare_make(struct local *l) {
-  int r = proc_fork(&l->spare[0]);
-  if (r == 0) spare_serve(&l->team);
-  l->moved = false;
+static int spare_make(struct local *l, unsigned line) {
+  int r = proc_fork(&l->spare[line]);
+  if (r == 0) spare_serve(&l->team, line);
   return r < 0 ? r : 0;
+}
+
+/* The first worker's start makes them too, so that they have seen the same state. Two make many
+   workers sooner than one, which is busy for as long as a process takes to copy. */
+static int spares_make(struct local *l, unsigned n) {
+  int r = spare_make(l, 0);
+  l->moved = false;
+  if (!r && n >= SPARE_MANY) l->cramped = spare_make(l, 1) < 0; /* one is enough where it must be */
+  return r;
 }
 
 /* Lines that have a spare; how many. */
@@ -106,7 +113,7 @@ static pid_t made(struct local *l, unsigned line, struct spare_run run, unsigned
   return is_useless(l, pid) ? made_last(l, line, run, i) : pid;
 }
 
-/* Two make many workers sooner than one, which is busy for as long as a process takes to copy. */
+/* The one that is there makes the other, which could not be made at first, or died. */
 static void spare_copy(struct local *l) {
   unsigned line[SPARES];
   if (spare_lines(l, line) != 1) return;
@@ -115,7 +122,7 @@ static void spare_copy(struct local *l) {
   pid_t pid = spare_made(&l->team, &l->spare[line[0]], line[0], copy, 0);
   if (!pid) pid = made_last(l, line[0], copy, 0);
   l->cramped = pid < 0;
-  if (pid > 0) proc_adopt(&l->spare[copy.first], pid); /* one is enough where it cannot be */
+  if (pid > 0) proc_adopt(&l->spare[copy.first], pid);
 }
 
 /* Takes in the process that was made for worker w; or ends it, if one before it is missing. */
@@ -199,7 +206,7 @@ int start_some(struct local *l, unsigned first, unsigned n) {
   if (r) return r;
   if (!l->alone) heap_sort();
   l->alone = true;
-  if ((l->team.flags & PLUA_SPARE) && !l->lives) r = spare_make(l);
+  if ((l->team.flags & PLUA_SPARE) && !l->lives) r = spares_make(l, n);
   if (!r) r = start_by_spares(l, first, n);
   return r ? r : start_by_fork(l, first);
 }

@@ -101,8 +101,8 @@ unsigned char *team_enter_spill(const struct team *t, unsigned w);
 void team_part(void *area, size_t len);
 
 /* spare.c: idle copies of the owner, from which workers are made, each asked on a line of its own.
-   This is the first one; it has no copy of itself yet. */
-_Noreturn void spare_serve(struct team *t);
+   This is the one of a line that has not been asked yet. */
+_Noreturn void spare_serve(struct team *t, unsigned line);
 /* Workers first, first + step, ..., n of them, at most SPARE_RUN. Of step 0: a copy of the spare
    itself, which is asked on the line 'first'. */
 struct spare_run {

@@ -62,6 +62,19 @@ local function whole_pool(opts)
   for i = 1, 10 do right(i, futures[i]:get()) end
 end
 
+--- Half of the pool's workers die over their first items, and are made again.
+local function half_die(opened)
+  local pool <close> = opened
+  for round = 1, 2 do
+    local r <const> = pool:map(function(i)
+      if round == 1 and i % 2 == 0 and plua.worker().attempt == 1 then kit.raise(9) end
+      kit.csleep(0.002)
+      return 2 * i
+    end, plua.range(1, 20), { chunksize = 1 })
+    for i = 1, 20 do must(r[i] == 2 * i, r[i]) end
+  end
+end
+
 -- Name -> the parts of a workload; each is right, or raises.
 local WORKLOADS <const> = {
   usual = {
@@ -108,17 +121,13 @@ local WORKLOADS <const> = {
     end,
   },
   -- So many workers that two spares make them; half of them die, and are made again.
-  many = {
+  many = { function() half_die(plua.pool { workers = 20, retries = 5 }) end },
+  -- A pool that becomes so large: its spare makes another.
+  grown = {
     function()
-      local pool <close> = plua.pool { workers = 20, retries = 5 }
-      for round = 1, 2 do
-        local r <const> = pool:map(function(i)
-          if round == 1 and i % 2 == 0 and plua.worker().attempt == 1 then kit.raise(9) end
-          kit.csleep(0.002)
-          return 2 * i
-        end, plua.range(1, 20), { chunksize = 1 })
-        for i = 1, 20 do must(r[i] == 2 * i, r[i]) end
-      end
+      local pool <const> = plua.pool { workers = 2, retries = 5 }
+      pool:resize(20)
+      half_die(pool)
     end,
   },
   -- Many results that the owner is slow to take.
@@ -191,7 +200,7 @@ end
 local MEETS <const> = {
   ["w.wait"] = { "large", "p.sleep:*:delay=20," },
   ["p.takeback"] = { "late" }, ["p.hold"] = { "late" }, ["p.interrupt"] = { "late" },
-  ["s.copy"] = { "many" },
+  ["s.copy"] = { "grown" },
   ["p.kill"] = { "late" }, ["p.resume"] = { "narrow", "p.hold:1:delay=150," },
 }
 
@@ -441,7 +450,8 @@ describe("the spares of many workers", function()
       for _, action in ipairs(fails) do
         for _, nth in ipairs { 1, 2, 3, 4, 12, 13, 20, 21, 22, 25 } do
           local fail <const> = ("%s:%d:%s"):format(point, nth, action)
-          local how <const>, number <const>, said <const> = run("many", fail)
+          local workload <const> = point == "s.copy" and "grown" or "many"
+          local how <const>, number <const>, said <const> = run(workload, fail)
           all_gone(fail)
           ended_right(how, number, said, fail)
         end
@@ -457,8 +467,8 @@ describe("the spares of many workers", function()
       repeat pool:apply(math.abs, 1) until pool:stats().alive == 20 or kit.now() > ends
       print(pool:stats().alive, #kit.children())
     ]]
-    for fail, said in pairs { ["s.fork:1:errno=11"] = "20\t21\n", [""] = "20\t22\n",
-      ["s.fork:21:errno=11,s.fork:22:errno=11,s.fork:23:errno=11"] = "20\t21\n" } do
+    for fail, said in pairs { ["p.fork:2:errno=11"] = "20\t21\n", [""] = "20\t22\n",
+      ["s.fork:20:errno=11,s.fork:21:errno=11,s.fork:22:errno=11"] = "20\t21\n" } do
       local r <const> = helper.run(helper.plua .. " " .. script, { env = { PLUA_FAIL = fail } })
       all_gone(fail)
       assert.equal(said, r.out, fail)
