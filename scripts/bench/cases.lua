@@ -137,7 +137,7 @@ cases[#cases + 1] = { id = "imap", name = "imap over an iterator, 1e7", n = 1000
     return { at_most(v, "ns", 300), { "grows <= 16 MB", v.plua_growth_mb <= 16 } }
   end }
 cases[#cases + 1] = { id = "thousand", name = "1,000 workers, one item each", n = 1000,
-  unit = "ms", value = whole(1e3), rounds = 2, extra = "private_kb",
+  unit = "ms", value = whole(1e3), extra = "private_kb",
   limit = { "fork 1000", whole(1e3), "1,000 forks" },
   peers = { mp = true, cf = true, joblib = "starts 1,000 interpreters", mce = true, parmap = true,
     parallel = "starts 1,000 interpreters" },
