@@ -13,7 +13,7 @@
 #include "codec_plain.h"
 #include "fail.h"
 
-static const char runtime_key;
+static const char runtime_key, report_key;
 
 struct runtime *runtime_of(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &runtime_key) != LUA_TUSERDATA) {
@@ -71,19 +71,53 @@ static int hook_near(lua_State *L) {
   return -1;
 }
 
-/* Keeps what is lost once the stack unwinds: {value, traceback, where, how near a hook is}. */
-int runner_handler(lua_State *L) {
+/* stack: value; answers what is lost once the stack unwinds: {value, traceback, where, how near a
+   hook is}. */
+int runner_report(lua_State *L) {
   lua_settop(L, 1);
   lua_createtable(L, 4, 0);
-  lua_insert(L, 1); /* stack: report, value */
-  lua_rawseti(L, 1, 1);
+  lua_pushvalue(L, 1);
+  lua_rawseti(L, 2, 1);
   push_traceback(L);
-  lua_rawseti(L, 1, 2);
+  lua_rawseti(L, 2, 2);
   push_where(L);
-  lua_rawseti(L, 1, 3);
+  lua_rawseti(L, 2, 3);
   lua_pushinteger(L, hook_near(L));
-  lua_rawseti(L, 1, 4);
+  lua_rawseti(L, 2, 4);
   return 1;
+}
+
+/* The value stays what it is, since __close sees it on its way; one that this raises again has been
+   reported. */
+int runner_handler(lua_State *L) {
+  lua_settop(L, 1);
+  bool kept = lua_rawgetp(L, LUA_REGISTRYINDEX, &report_key) == LUA_TTABLE;
+  if (kept) lua_rawgeti(L, 2, 1);
+  if (kept && lua_rawequal(L, 1, 3)) {
+    lua_settop(L, 1);
+    return 1;
+  }
+  runner_report(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+  return 1;
+}
+
+/* Pushes the report of the error that pcall answered 'status' for; nil where memory ran out or the
+   handler failed. */
+static void take_report(lua_State *L, int status) {
+  if (status == LUA_ERRRUN)
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &report_key);
+  else
+    lua_pushnil(L);
+  lua_pushnil(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+}
+
+static void push_part(lua_State *L, int report, int part) {
+  if (lua_type(L, report) == LUA_TTABLE)
+    lua_rawgeti(L, report, part);
+  else
+    lua_pushnil(L);
 }
 
 static int to_text(lua_State *L) {
@@ -119,35 +153,27 @@ static int write_again(lua_State *L, int n, plua_out *out, size_t start) {
 }
 
 /* In the caller's own process what a hook in C raises (an interrupt, a debugger) is the caller's.
-   In a worker the hook is one that the item would leave behind. */
+   In a worker the hook is one that the item would leave behind. stack: ..., value, report */
 static void part_from_hook(const struct runner *r) {
   lua_State *L = r->L;
-  if (lua_type(L, -1) != LUA_TTABLE) return;
-  lua_rawgeti(L, -1, 4);
-  lua_Integer near = lua_tointeger(L, -1);
+  push_part(L, -1, 4);
+  lua_Integer near = lua_isnil(L, -1) ? -1 : lua_tointeger(L, -1);
   lua_pop(L, 1);
   if (near >= 0 && r->process) lua_sethook(L, NULL, 0, 0);
   if (near != 0 || r->process) return;
-  lua_rawgeti(L, -1, 1);
+  lua_pop(L, 1);
   lua_error(L);
 }
 
-/* Writes the error on top of the stack, as pcall left it: message, traceback, where, value, index
-   (nil when the parent knows it). */
+/* Writes the error below its report, which is on top: message, traceback, where, value, index (nil
+   when the parent knows it). */
 static int runner_error(struct runner *r, plua_out *out, size_t start, uint64_t index) {
   lua_State *L = r->L;
   int report = lua_gettop(L), first = report + 1;
-  luaL_checkstack(L, 12, NULL);
   part_from_hook(r);
-  if (lua_type(L, report) == LUA_TTABLE) {
-    lua_rawgeti(L, report, 1);
-    lua_rawgeti(L, report, 2);
-    lua_rawgeti(L, report, 3);
-  } else { /* memory ran out, or the handler failed: there is only a message */
-    lua_pushvalue(L, report);
-    lua_pushnil(L);
-    lua_pushnil(L);
-  }
+  lua_pushvalue(L, report - 1);
+  push_part(L, report, 2);
+  push_part(L, report, 3);
   push_message(L, first);
   lua_insert(L, first); /* stack: ..., message, value, traceback, where */
   if (lua_rawequal(L, first, first + 1)) {
@@ -172,6 +198,8 @@ COLD static int runner_timeout(struct runner *r, plua_out *out, size_t start, ui
   lua_State *L = r->L;
   int top = lua_gettop(L);
   luaL_checkstack(L, 12, NULL);
+  take_report(L, LUA_OK); /* of how it ended; told is where it was */
+  lua_pop(L, 1);
   stop_report(L); /* stack: ..., report */
   lua_pushnil(L); /* the message is the parent's, which knows the timeout */
   lua_pushnil(L);
@@ -185,18 +213,14 @@ COLD static int runner_timeout(struct runner *r, plua_out *out, size_t start, ui
   return err < 0 ? err : FAILED_TIMEOUT;
 }
 
-/* The reply of an item that memory ran out for; the error is on top of the stack. */
+/* The reply of an item that memory ran out for. stack: ..., error, report */
 static int runner_memory(struct runner *r, plua_out *out, size_t start, uint64_t index) {
   lua_State *L = r->L;
   int report = lua_gettop(L);
-  luaL_checkstack(L, 12, NULL);
-  memory_report(L); /* stack: ..., error, message, where */
+  memory_report(L); /* stack: ..., report, message, where */
   lua_pushnil(L);
-  if (lua_type(L, report) == LUA_TTABLE)
-    lua_rawgeti(L, report, 2);
-  else
-    lua_pushnil(L);
-  lua_rotate(L, report + 2, -1); /* stack: ..., error, message, value, traceback, where */
+  push_part(L, report, 2);
+  lua_rotate(L, report + 2, -1); /* stack: ..., report, message, value, traceback, where */
   if (index)
     lua_pushinteger(L, (lua_Integer)index);
   else
@@ -206,8 +230,11 @@ static int runner_memory(struct runner *r, plua_out *out, size_t start, uint64_t
 }
 
 COLD int runner_failed(struct runner *r, int status, plua_out *out, size_t start, uint64_t index) {
-  return memory_failed(r->L, status) ? runner_memory(r, out, start, index)
-                                     : runner_error(r, out, start, index);
+  lua_State *L = r->L;
+  luaL_checkstack(L, 12, NULL);
+  bool memory = memory_failed(L, status);
+  take_report(L, status);
+  return memory ? runner_memory(r, out, start, index) : runner_error(r, out, start, index);
 }
 
 COLD int runner_refuse(struct runner *r, plua_out *out, int failed, const char *message) {

@@ -137,6 +137,8 @@ void trace_push(struct lua_State *L, int level);
 /* Whether a function is one of plua's own modules; ar was filled with "S". */
 bool is_ours(const struct runtime *rt, const struct lua_Debug *ar);
 
+/* Makes the report of an error: worker.c. */
+int runner_report(struct lua_State *L);
 /* The message handler of all calls. */
 int runner_handler(struct lua_State *L);
 
@@ -186,7 +188,7 @@ static inline bool stop_disarm(const struct runner *r) {
 void stop_now(void *ctx);
 /* debug.sethook of a worker, a closure over Lua's own: what an item sets ends with the item. */
 int stop_sethook(struct lua_State *L);
-/* Pushes what runner_handler made of the place where it was told to end; empty if none was seen. */
+/* Pushes what runner_report made of the place where it was told to end; empty if none was seen. */
 void stop_report(struct lua_State *L);
 
 /* ---- worker_memory.c: what a worker allocates ------------------------------------------------ */

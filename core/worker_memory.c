@@ -240,12 +240,8 @@ static bool is_lua_own(const char *text) {
 
 bool memory_failed(lua_State *L, int status) {
   if (status == LUA_ERRMEM) return true;
-  if (!memory || !memory->asked || lua_type(L, -1) != LUA_TTABLE) return false;
-  lua_rawgeti(L, -1, 1); /* a coroutine's: the error has passed through lua_error since */
-  const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
-  bool own = is_lua_own(text);
-  lua_pop(L, 1);
-  return own;
+  if (!memory || !memory->asked || lua_type(L, -1) != LUA_TSTRING) return false;
+  return is_lua_own(lua_tostring(L, -1)); /* a coroutine's: it has passed through lua_error since */
 }
 
 /* 64M, 1.5G: as the option is written. */

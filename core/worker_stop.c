@@ -101,10 +101,10 @@ void stop_open(void) {
 
 /* ---- interrupting --------------------------------------------------------------------------- */
 
-/* What the item was doing when it was told to end: {nil, traceback, where}, as runner_handler. */
+/* What the item was doing when it was told to end: {nil, traceback, where}, as runner_report. */
 static void keep_report(lua_State *L) {
   stop->seen = true;
-  lua_pushcfunction(L, runner_handler);
+  lua_pushcfunction(L, runner_report);
   lua_pushnil(L);
   lua_call(L, 1, 1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);

@@ -105,6 +105,22 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       end
     end)
 
+    it("is what __close is given, and may raise again", function()
+      for _, raised in ipairs { "no good", { code = 7 }, 7.5, true } do
+        local line <const> = here(5)
+        local errs <const> = plua.map(function(again)
+          local _ <close> = setmetatable({}, { __close = function(_, err)
+            error(again and err or { seen = err }, 0)
+          end })
+          error(raised, 0)
+        end, { true, false }, collect)
+        assert.same(raised, errs[1].value)
+        assert.matches(line .. "$", errs[1].where)
+        assert.matches(line .. ": in function <", errs[1].traceback, 1, true)
+        assert.same({ seen = raised }, errs[2].value)
+      end
+    end)
+
     it("keeps a table that was raised as its value", function()
       local results <const> = plua.map(function(x) error({ code = x }) end, { 7 }, collect)
       assert.same({ code = 7 }, results[1].value)
