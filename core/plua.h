@@ -11,6 +11,9 @@
    Workers end with their owner. One that becomes another program (exec) stays their parent: they
    leave when they have done what lay ready, a second later, and it may find that they have ended.
 
+   A pool maps terabytes of addresses, with memory behind what is in use. A host that locks its
+   memory does so before it opens one, by MCL_FUTURE: mlockall(MCL_CURRENT) would fill all of them.
+
    A pool belongs to the process and the thread that opened it; two pools are independent. In any
    other process (a child that the host forked) every call on it answers PLUA_EOWNER and touches
    nothing. The library installs no signal handler, starts no thread, calls no exit handler, waits

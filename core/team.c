@@ -31,13 +31,23 @@ static void lay_out(struct team *t, size_t payload, size_t spill) {
   t->total = t->spills_off + t->cap * spill;
 }
 
+/* In a process that locks all it maps (mlockall) memory would be there for all of it at once. */
+static void *map_unlocked(size_t len, int fd) {
+  void *area = mmap(NULL, len, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (area == MAP_FAILED) return area;
+  munlock(area, len);
+  if (mprotect(area, len, PROT_READ | PROT_WRITE) == 0) return area;
+  munmap(area, len);
+  return MAP_FAILED;
+}
+
 /* Who is forked gets the board only. It has a mapping of its own, which lies with what was mapped
    before: each process needs fewer page tables so. */
 static bool map_all(struct team *t) {
   const int prot = PROT_READ | PROT_WRITE;
   t->board = mmap(NULL, t->slices_off, prot, MAP_SHARED, t->memory_fd, 0);
   if (t->board == MAP_FAILED) return false;
-  t->base = mmap(NULL, t->total, prot, MAP_SHARED | MAP_NORESERVE, t->memory_fd, 0);
+  t->base = map_unlocked(t->total, t->memory_fd);
   if (t->base == MAP_FAILED) {
     munmap(t->board, t->slices_off);
     return false;

@@ -44,6 +44,7 @@ local programs <const> = {
     few_descriptors = { "work with fewer workers where descriptors are few", limits = true },
     no_descriptors = { "say that there are no descriptors", limits = true },
     file_size_limit = { "outlive a limit on the size of files", limits = true },
+    locked_memory = { "take no memory ahead in a host that locks all of it", limits = true },
     threads = { "refuse to fork a process that has threads, and say so", limits = true },
     closed_stdio = { "take the place of no closed standard stream", limits = true },
     signals_untouched = "leave signals, handlers and mask as they are",

@@ -473,6 +473,27 @@ static void file_size_limit(void) {
   CHECK_IS(err == -EFBIG ? 0 : err, 0);
 }
 
+/* The limit on files bounds what a fault would cost. A host that may not lock maps as any other. */
+static void locked_memory(void) {
+  struct rlimit was, bound = {3000000000u, 0};
+  getrlimit(RLIMIT_FSIZE, &was);
+  bound.rlim_max = was.rlim_max;
+  CHECK_IS(setrlimit(RLIMIT_FSIZE, &bound), 0);
+  bool locked = mlockall(MCL_CURRENT | MCL_FUTURE) == 0;
+  long before = resident_kb();
+  plua_pool *p = NULL;
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_options o = {.size = sizeof o, .workers = 2};
+  int err = plua_open(&p, &o, &t);
+  CHECK(err == 0 || (locked && err == -ENOMEM)); /* RLIMIT_MEMLOCK */
+  CHECK(resident_kb() - before < 65536);
+  if (!err) map_some(p, 1000);
+  CHECK(resident_kb() - before < 65536);
+  plua_close(p);
+  munlockall();
+  CHECK_IS(setrlimit(RLIMIT_FSIZE, &was), 0);
+}
+
 static void *wait_for_it(void *go) {
   while (!*(volatile int *)go) poll(NULL, 0, 1);
   return NULL;
@@ -537,6 +558,7 @@ int main(int argc, char **argv) {
     {"few_descriptors", few_descriptors},
     {"no_descriptors", no_descriptors},
     {"file_size_limit", file_size_limit},
+    {"locked_memory", locked_memory},
     {"threads", threads},
     {"closed_stdio", closed_stdio},
     {"signals_untouched", signals_untouched},
