@@ -206,7 +206,7 @@ PLUA_API void plua_close(plua_pool *pool);
    so what lies in your buffers would be written twice. Answers how many were started; fewer than
    missing is not an error as long as one lives (PLUA_SHORT in the event that follows says why).
    Does not return in the child. PLUA_ETHREADS when the process has other threads, and no spare
-   (PLUA_SPARE) that was made before them. */
+   (PLUA_SPARE) that was made before them; those that live go on, and it may be called again. */
 PLUA_API int plua_fork(plua_pool *pool);
 
 /* From now on 'workers' processes: at least 1, at most 256 or twice what the pool was opened with,
