@@ -156,8 +156,8 @@ typedef struct plua_tasks {
      set up around many. */
   void (*run_many)(void *ctx, plua_feed *feed);
   /* Optional. Called once, before 'guard', in a process that becomes a worker or, where there is a
-     spare (PLUA_SPARE), of which workers are copies: does what all of them have in common. One that
-     cannot must end its process, by _exit. */
+     spare (PLUA_SPARE), of which workers are copies: does what all of them have in common. Of two
+     spares each does. One that cannot must end its process, by _exit. */
   void (*ready)(void *ctx);
 } plua_tasks;
 
@@ -167,8 +167,8 @@ enum {
   PLUA_KEEP_FDS = 1, /* workers keep the owner's descriptors; else all but 0, 1, 2 are closed */
   PLUA_SPARE = 2,    /* fork one idle spare at the start and make workers from it, so that
                         replacements see the state of now though the owner moves on meanwhile; many
-                        workers are started sooner, since what they have in common is done once, and
-                        from 16 on by two spares */
+                        workers are started sooner, since what they have in common is done once;
+                        from 16 on two spares share the work */
   PLUA_GROUPED = 4, /* what an item writes to descriptors 1 and 2 comes out as one block when it has
                        ended, before its outcome is told; that of one whose worker died is written
                        by the owner, in plua_next. It lies in an unlinked file below TMPDIR

@@ -307,7 +307,7 @@ static void ready_with(unsigned flags, int workers, int times, int copies_expect
 static void ready_once(void) {
   ready_with(0, 3, 3, 0);
   ready_with(PLUA_SPARE, 3, 1, 100);
-  ready_with(PLUA_SPARE, 200, 1, 100); /* more than the spare makes at once */
+  ready_with(PLUA_SPARE, 200, 2, 100); /* two spares, and more than they make at once */
 }
 
 /* ---- shutdown -------------------------------------------------------------------------------- */
