@@ -156,6 +156,9 @@ struct job {
 enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_CALL, J_F, J_ORDER };
 enum { J_VALUES = J_ORDER };
 
+/* Places in a future of a single call (future.lua); its values lie behind F_N. */
+enum { F_JOB = 2, F_INDEX, F_N };
+
 struct job *job_check(struct lua_State *L, int at);
 /* Pushes the field 'order' of the spec at 'at': what core.order made, or nil and NULL. */
 const uint64_t *order_take(struct lua_State *L, int at);

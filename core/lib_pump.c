@@ -54,10 +54,9 @@ static void keep_future(lua_State *L, uint64_t index, int n, bool failed) {
   int first = lua_gettop(L) - n + 1;
   if (lua_rawgeti(L, AT_RESULTS, (lua_Integer)index + 1) == LUA_TTABLE) {
     lua_insert(L, first); /* stack: ..., future, values */
-    for (int i = n; i >= 1; i--) lua_rawseti(L, first, i);
-    lua_pushliteral(L, "n");
+    for (int i = n; i >= 1; i--) lua_rawseti(L, first, F_N + i);
     lua_pushinteger(L, n);
-    lua_rawset(L, first);
+    lua_rawseti(L, first, F_N);
     lua_pushnil(L);
     lua_rawseti(L, AT_RESULTS, (lua_Integer)index + 1);
     future_done(L, first, failed);

@@ -401,8 +401,8 @@ static bool look_due(struct handle *h, const struct job *job) {
   return true;
 }
 
-/* handle:apply(spec, future, ...): submits f(...). Answers its job, its index there, and whether
-   the pool wants to be looked after. */
+/* handle:apply(spec, future, ...): submits f(...), of which the future is told job and index.
+   Answers whether the pool wants to be looked after. */
 static int apply_inner(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
   int nargs = lua_gettop(L) - 3;
@@ -425,9 +425,11 @@ static int apply_inner(lua_State *L) {
   lua_pushvalue(L, 3);
   lua_rawseti(L, -2, (lua_Integer)index + 1);
   lua_pushvalue(L, at);
+  lua_rawseti(L, 3, F_JOB);
   lua_pushinteger(L, (lua_Integer)index);
+  lua_rawseti(L, 3, F_INDEX);
   lua_pushboolean(L, look_due(h, job));
-  return 3;
+  return 1;
 }
 
 static int apply(lua_State *L) {

@@ -1,8 +1,8 @@
 --- Futures: results that come later.
 -- Keeps true: a future is done once; its callbacks run once, as the outermost call of plua returns.
--- A future of apply gets its outcome from the core: values 1 .. n, or 'err'. One of a whole job
--- ('gather') makes its own when the job is over. Knows plua.core, options and run; does not know
--- pools.
+-- A future of apply gets its outcome from the core: N and the values behind it, or 'err'. One of a
+-- whole job ('gather') makes its own when the job is over. Knows plua.core, options and run; does
+-- not know pools.
 -- SPDX-License-Identifier: MIT
 
 local core <const> = require("plua.core")
@@ -14,14 +14,16 @@ local M <const> = {}
 --- What apply_async, map_async and starmap_async of a pool answer. It makes progress, and callbacks
 -- run, whenever the script is inside a call of plua.
 ---@class plua.Future
----@field package n integer|false  how many values; false: not done
 ---@field package err? any    what get raises
----@field package handle userdata
----@field package job userdata
----@field package index integer|false  the item of the job that it is
+---@field package job? userdata  of one that gathers
 ---@field package gather? fun(job: userdata): any  the value of a whole job
 local Future <const> = { __name = "plua.Future" }
 Future.__index = Future
+
+-- What each has, in a list, which costs less than names: its pool's handle; the job and the item
+-- that it is of it, false in one that gathers; how many values it has, false while it is not done;
+-- then these. lib_pump.c gives them.
+local HANDLE <const>, JOB <const>, INDEX <const>, N <const> = 1, 2, 3, 4
 
 local function check(future)
   if getmetatable(future) ~= Future then
@@ -34,19 +36,17 @@ end
 ---@param gather? fun(job: userdata): any
 ---@return plua.Future
 function M.new(handle, gather)
-  -- Room for all that a future of one value needs: it never grows.
-  local future <const> =
-    setmetatable({ false, handle = handle, job = false, index = false, n = false }, Future)
+  local future <const> = setmetatable({ handle, false, false, false, false }, Future)
   if gather then future.gather = gather end
   return future
 end
 
 -- Gives the future its outcome.
 local function conclude(future, err, ...)
-  if future.n then return end
+  if future[N] then return end
   future.err = err
-  future.n = select("#", ...)
-  for i = 1, future.n do future[i] = (select(i, ...)) end
+  future[N] = select("#", ...)
+  for i = 1, future[N] do future[N + i] = (select(i, ...)) end
   if future.callbacks then core.complete(future) end
 end
 
@@ -65,17 +65,17 @@ end
 
 -- Whether it has its outcome, as far as that has arrived.
 local function done(future)
-  if future.n then return true end
+  if future[N] then return true end
   if future.gather then
     local settled <const>, err <const> = future.job:state()
     if settled and err ~= nil then conclude(future, err)
     elseif settled then conclude(future, nil, future.gather(future.job)) end
   end
-  if not future.n then
-    local err <const> = hopeless(future.handle)
+  if not future[N] then
+    local err <const> = hopeless(future[HANDLE])
     if err ~= nil then conclude(future, err) end
   end
-  return future.n ~= false
+  return future[N] ~= false
 end
 
 -- ---- waiting ----------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ function M.look(handle) pump(handle, 0) end
 local function handles_of(futures)
   local list, seen = {}, {}
   for _, future in ipairs(futures) do
-    local handle <const> = future.handle
+    local handle <const> = future[HANDLE]
     if not done(future) and not seen[handle] then
       seen[handle] = true
       list[#list + 1] = handle
@@ -147,7 +147,7 @@ local function raise_timeout(timeout)
 end
 
 local function await(future, timeout)
-  if future.n then return end
+  if future[N] then return end
   local one <const> = { future }
   if not wait_until(one, timeout, function() return done(future) end) then
     run.callbacks()
@@ -167,7 +167,7 @@ function Future:get(timeout)
     run.told(self)
     error(self.err, 0)
   end
-  return table.unpack(self, 1, self.n)
+  return table.unpack(self, N + 1, N + self[N])
 end
 
 --- Waits until the future is done, whatever its outcome.
@@ -183,7 +183,7 @@ end
 ---@return boolean
 function Future:ready()
   check(self)
-  if not done(self) then pump(self.handle, 0) end
+  if not done(self) then pump(self[HANDLE], 0) end
   local is <const> = done(self)
   run.callbacks()
   return is
@@ -203,8 +203,9 @@ end
 function Future:cancel()
   check(self)
   if self:ready() then return false end
-  self.job:cancel(self.index or nil)
-  if self.index then self.job:results()[self.index + 1] = nil end
+  local job <const>, index <const> = self[JOB] or self.job, self[INDEX]
+  job:cancel(index or nil)
+  if index then job:results()[index + 1] = nil end
   conclude(self, core.error { kind = "cancelled", message = "the call was cancelled" })
   run.callbacks()
   return true
@@ -222,7 +223,7 @@ function Future:add_done_callback(fn)
   list[#list + 1] = fn
   self.callbacks = list
   run.told(self)
-  if self.n then core.complete(self) end
+  if self[N] then core.complete(self) end
   run.callbacks()
 end
 

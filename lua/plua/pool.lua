@@ -223,9 +223,7 @@ local function submit(pool, f, ...)
   local spec <const> = pool.apply_spec
   spec.f = f
   local promise <const> = future.new(pool.handle)
-  local due
-  promise.job, promise.index, due = pool.handle:apply(spec, promise, ...)
-  return promise, due
+  return promise, pool.handle:apply(spec, promise, ...)
 end
 
 --- Calls f(...) in a worker, and waits for it.
