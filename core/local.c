@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -389,6 +390,23 @@ static void local_free(struct local *l) {
   free(l);
 }
 
+/* Whether processes of ours cannot be killed: an owner has given up its privileges since. */
+static bool is_refused(const struct local *l) {
+  for (unsigned i = 0; i < l->lives; i++) {
+    const struct peer *p = &l->peer[l->live[i]];
+    if (p->state != P_ENDED) return proc_signal(&p->proc, 0) == -EPERM;
+  }
+  for (unsigned i = 0; i < SPARES; i++)
+    if (l->spare[i].pid) return proc_signal(&l->spare[i], 0) == -EPERM;
+  return false;
+}
+
+/* Those that rest leave now, the others as their items end. */
+static void part_in_peace(struct local *l) {
+  local_retire(&l->link, -1);
+  shutdown(l->team.mail_fd[0], SHUT_RDWR);
+}
+
 /* All are killed first and reaped after, so that closing takes as long as the slowest death. */
 static void local_close(struct link *link) {
   struct local *l = self(link);
@@ -396,6 +414,7 @@ static void local_close(struct link *link) {
   int64_t until = now_ns() + UNKILLABLE_NS;
   FAIL_POINT(P_CLOSE);
   for (unsigned i = 0; ours && i < l->lives; i++) local_kill(link, l->live[i]);
+  if (ours && is_refused(l)) part_in_peace(l);
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
     if (p->state == P_ENDED) continue;

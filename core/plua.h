@@ -14,6 +14,9 @@
    A pool maps terabytes of addresses, with memory behind what is in use. A host that locks its
    memory does so before it opens one, by MCL_FUTURE: mlockall(MCL_CURRENT) would fill all of them.
 
+   A host that gives up privileges does so before plua_fork: workers that have more than their owner
+   cannot be killed, and end when their items have.
+
    A pool belongs to the process and the thread that opened it; two pools are independent. In any
    other process (a child that the host forked) every call on it answers PLUA_EOWNER and touches
    nothing. The library installs no signal handler, starts no thread, calls no exit handler, waits

@@ -45,6 +45,7 @@ local programs <const> = {
     no_descriptors = { "say that there are no descriptors", limits = true },
     file_size_limit = { "outlive a limit on the size of files", limits = true },
     locked_memory = { "take no memory ahead in a host that locks all of it", limits = true },
+    privileges_dropped = "end with a host that may not kill them any more",
     threads = { "refuse to fork a process that has threads, and say so", limits = true },
     closed_stdio = { "take the place of no closed standard stream", limits = true },
     signals_untouched = "leave signals, handlers and mask as they are",

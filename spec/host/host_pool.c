@@ -494,6 +494,30 @@ static void locked_memory(void) {
   CHECK_IS(setrlimit(RLIMIT_FSIZE, &was), 0);
 }
 
+static void become_nobody(bool spare) {
+  plua_options o = {.flags = spare ? PLUA_SPARE : 0};
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_pool *p = host_open_with(3, &o, &t);
+  map_some(p, 100);
+  if (getuid() == 0) CHECK_IS(setuid(65534), 0);
+  map_some(p, 100);
+  plua_close(p);
+  host_no_children();
+}
+
+static void privileges_dropped(void) {
+  for (int spare = 0; spare < 2; spare++) {
+    int status = -1;
+    pid_t pid = fork();
+    if (pid == 0) {
+      become_nobody(spare);
+      _exit(0);
+    }
+    CHECK_IS(waitpid(pid, &status, 0), pid);
+    CHECK_IS(status, 0);
+  }
+}
+
 static void *wait_for_it(void *go) {
   while (!*(volatile int *)go) poll(NULL, 0, 1);
   return NULL;
@@ -559,6 +583,7 @@ int main(int argc, char **argv) {
     {"no_descriptors", no_descriptors},
     {"file_size_limit", file_size_limit},
     {"locked_memory", locked_memory},
+    {"privileges_dropped", privileges_dropped},
     {"threads", threads},
     {"closed_stdio", closed_stdio},
     {"signals_untouched", signals_untouched},
