@@ -213,6 +213,8 @@ describe("data", function()
     for _, x in ipairs(range) do sum = sum + x end
     assert.equal(15, sum)
     assert.has_error(function() plua.range(1, 2, 0) end)
+    local _ <const>, err <const> = pcall(plua.range, 0 / 0, 2)
+    assert.matches("first must be a number, not NaN$", err)
     assert.has_error(function() plua.range(1, math.huge) end)
     assert.has_error(function() plua.range("1", 2) end)
   end)

@@ -31,7 +31,8 @@ core.register(Range, "plua.Range")
 
 local function check_number(value, name)
   if type(value) ~= "number" or value ~= value then
-    error(("plua.range: %s must be a number, not %s"):format(name, type(value)), 3)
+    local what <const> = type(value) == "number" and "NaN" or type(value)
+    error(("plua.range: %s must be a number, not %s"):format(name, what), 3)
   end
 end
 
