@@ -91,10 +91,10 @@ static void open_stub(lua_State *L) {
   lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_STUB]);
 }
 
-static void open_weak(lua_State *L, enum codec_key key) {
+void codec_open_weak(lua_State *L, enum codec_key key, const char *mode) {
   lua_newtable(L);
   lua_createtable(L, 0, 1);
-  lua_pushliteral(L, "k");
+  lua_pushstring(L, mode);
   lua_setfield(L, -2, "__mode");
   lua_setmetatable(L, -2);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[key]);
@@ -113,8 +113,8 @@ void codec_open(struct lua_State *L) {
   int done = codec_push(L, KEY_METAS) == LUA_TTABLE;
   lua_pop(L, 1);
   if (done) return;
-  open_weak(L, KEY_NAMES);
-  open_weak(L, KEY_DUMPS);
+  codec_open_weak(L, KEY_NAMES, "k");
+  codec_open_weak(L, KEY_DUMPS, "k");
   open_env(L);
   open_stub(L);
   lua_createtable(L, 0, 1);

@@ -36,6 +36,11 @@ int codec_read_plain(struct lua_State *L, const void *bytes, size_t len, size_t 
    holds it, is refused (PLUA_ECODEC); requires nothing anew. */
 int codec_read_quiet(struct lua_State *L, const void *bytes, size_t len);
 
+/* Where the code of the Lua function at the top lies, if it is code that crosses: as long as that
+   function lives, one of the same address was made at the same place. NULL: it cannot be told, or
+   the function goes by a name. Raises only memory errors. */
+const void *codec_code(struct lua_State *L);
+
 /* Registers the metatable at the top of the stack under 'name': tables that carry it cross, and
    carry it on the other side. Pops it. Both sides must register the name. For the hooks
    __plua_save and __plua_load, by which other objects and userdata cross, see codec.c. */

@@ -39,8 +39,8 @@ static int fast_pass(struct codec_writer *w, int first) {
 static int slow_body(lua_State *L) {
   struct codec_writer *w = lua_touserdata(L, 1);
   w->L = L;
-  codec_names_refresh(L);
   begin(w);
+  codec_names_refresh(L, w->room->room.peek);
   lua_newtable(L);
   w->keep = lua_gettop(L);
   lua_newtable(L);

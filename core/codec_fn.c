@@ -2,6 +2,7 @@
    they read. Closures that share an upvalue still share it; all functions of a message whose
    globals are one table get one table of private globals on the other side.
    Works in the slow pass only. SPDX-License-Identifier: MIT */
+#include "codec_peek.h"
 #include "codec_write.h"
 
 /* ---- dumps ---------------------------------------------------------------------------------- */
@@ -19,22 +20,73 @@ static int dump_more(lua_State *L, const void *p, size_t n, void *ud) {
   return 0;
 }
 
-/* stack: function. Pushes its dump, kept for as long as the function lives. */
-static void push_dump(lua_State *L) {
-  codec_push(L, KEY_DUMPS);
-  lua_pushvalue(L, -2);
-  if (lua_rawget(L, -2) == LUA_TSTRING) {
-    lua_remove(L, -2);
-    return;
-  }
+/* Pushes the table of functions by where their code lies, or false. */
+static void push_codes(lua_State *L) {
+  if (codec_push(L, KEY_CODES) != LUA_TNIL) return;
   lua_pop(L, 1);
+  if (codec_peek_code_fits(L)) {
+    codec_open_weak(L, KEY_CODES, "v");
+  } else {
+    lua_pushboolean(L, 0);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_CODES]);
+  }
+  codec_push(L, KEY_CODES);
+}
+
+/* stack: Lua function, codes */
+static const void *code_of(lua_State *L) {
+  const struct peek_function *f = lua_topointer(L, -2);
+  return lua_istable(L, -1) ? f->code : NULL;
+}
+
+const void *codec_code(lua_State *L) {
+  luaL_checkstack(L, 12, NULL);
+  if (lua_iscfunction(L, -1)) return NULL;
+  if (codec_name_find(L)) {
+    lua_pop(L, 1);
+    return NULL;
+  }
+  push_codes(L);
+  const void *code = code_of(L);
+  lua_pop(L, 1);
+  return code;
+}
+
+/* stack: function, codes, dumps. Pushes the dump of the function, or of the one that is known to
+   have its code: while that one lives, nothing else lies there. */
+static int push_known(lua_State *L, const void *code) {
+  if (code)
+    lua_rawgetp(L, -2, code);
+  else
+    lua_pushvalue(L, -3);
+  if (lua_rawget(L, -2) == LUA_TSTRING) return 1;
+  lua_pop(L, 1);
+  return 0;
+}
+
+/* The same, where none is known. */
+static void push_new(lua_State *L, const void *code) {
   struct dump d = {0, {0}};
-  lua_pushvalue(L, -2);
+  lua_pushvalue(L, -3);
   lua_dump(L, dump_more, &d, 0);
-  luaL_pushresult(&d.b); /* stack: function, dumps, function, dump */
+  luaL_pushresult(&d.b); /* stack: function, codes, dumps, function, dump */
   lua_pushvalue(L, -2);
   lua_pushvalue(L, -2);
   lua_rawset(L, -5);
+  lua_insert(L, -2);
+  if (code)
+    lua_rawsetp(L, -4, code);
+  else
+    lua_pop(L, 1);
+}
+
+/* stack: function. Pushes its dump, kept for as long as the function lives, or the first one that
+   was found to have its code. */
+static void push_dump(lua_State *L) {
+  push_codes(L);
+  const void *code = code_of(L);
+  codec_push(L, KEY_DUMPS);
+  if (!push_known(L, code)) push_new(L, code);
   lua_replace(L, -3);
   lua_pop(L, 1);
 }

@@ -7,6 +7,7 @@
    change, each is looked up again before it is used. SPDX-License-Identifier: MIT */
 #include <string.h>
 
+#include "codec_peek.h"
 #include "codec_state.h"
 
 static const char *const own[] = {"string", "table", "math",      "io",     "os",
@@ -105,28 +106,107 @@ static void rebuild(lua_State *L) {
   lua_settop(L, loaded - 2);
 }
 
-/* stack: names, loaded, name, module. Whether the map lacks a module that ought to be there. */
-static int is_new(lua_State *L, int names) {
-  if (!lua_istable(L, -1) && !lua_isfunction(L, -1)) return 0;
+/* ---- modules that are new -------------------------------------------------------------------- */
+
+/* What package.loaded held when all of it was on the map; its user value keeps that alive, so that
+   no address is another's meanwhile. */
+struct loaded {
+  size_t n;
+  struct peek_node at[];
+};
+
+static int is_module(const struct peek_node *n) {
+  enum { KIND = 0x0f };
+  int kind = n->tag & KIND;
+  return (n->key_tag & KIND) == LUA_TSTRING && (kind == LUA_TTABLE || kind == LUA_TFUNCTION);
+}
+
+static size_t nodes_of(const struct peek_table *t) {
+  return (size_t)1 << t->log_nodes;
+}
+
+static int is_same(const struct loaded *seen, const struct peek_table *t) {
+  if (!seen || seen->n != nodes_of(t)) return 0;
+  for (size_t i = 0; i < seen->n; i++) {
+    const struct peek_node *was = &seen->at[i], *is = &t->node[i];
+    if (is_module(was) != is_module(is)) return 0;
+    if (!is_module(is)) continue;
+    if (was->tag != is->tag || was->value.pointer != is->value.pointer ||
+        was->key.pointer != is->key.pointer)
+      return 0;
+  }
+  return 1;
+}
+
+/* stack: ..., list, userdata. From here on nothing is allocated, so that no finalizer changes
+   modules. */
+static void fill_loaded(lua_State *L, struct loaded *seen, const struct peek_table *t) {
+  for (size_t i = 0; i < seen->n; i++) {
+    seen->at[i] = t->node[i];
+    if (!is_module(&t->node[i])) continue;
+    codec_peek_push(L, t->node[i].key, t->node[i].key_tag);
+    lua_rawseti(L, -3, 2 * (lua_Integer)i + 1);
+    codec_peek_push(L, t->node[i].value, t->node[i].tag);
+    lua_rawseti(L, -3, 2 * (lua_Integer)i + 2);
+  }
+}
+
+static void remember_loaded(lua_State *L, const struct peek_table *t) {
+  size_t n = nodes_of(t);
+  if (n > 1 << 16) return;
+  lua_createtable(L, 2 * (int)n, 0);
+  struct loaded *seen = lua_newuserdatauv(L, sizeof *seen + n * sizeof *seen->at, 1);
+  seen->n = 0;
+  if (nodes_of(t) == n) {
+    seen->n = n;
+    fill_loaded(L, seen, t);
+  }
+  lua_insert(L, -2);
+  lua_setiuservalue(L, -2, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_LOADED]);
+}
+
+static void forget_loaded(lua_State *L) {
+  lua_pushnil(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_LOADED]);
+}
+
+/* stack: names, loaded, name, module. Whether the map has what ought to be there. */
+static int is_known(lua_State *L, int names) {
+  if (lua_type(L, -2) != LUA_TSTRING || (!lua_istable(L, -1) && !lua_isfunction(L, -1))) return 1;
   lua_pushvalue(L, -1);
   int known = lua_rawget(L, names) != LUA_TNIL;
   lua_pop(L, 1);
-  return !known && (lua_isfunction(L, -1) || is_code(L));
+  return known;
 }
 
-void codec_names_refresh(lua_State *L) {
+void codec_names_refresh(lua_State *L, int peek) {
   luaL_checkstack(L, 16, NULL);
-  int top = lua_gettop(L), fresh = 0;
+  int top = lua_gettop(L), fresh = 0, data = 0;
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  codec_push(L, KEY_LOADED);
+  int same = peek && is_same(lua_touserdata(L, -1), codec_peek(L, -2));
+  lua_settop(L, top);
+  if (same) return;
   codec_push(L, KEY_NAMES);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   lua_pushnil(L);
   while (!fresh && lua_next(L, top + 2)) {
-    fresh = lua_type(L, -2) == LUA_TSTRING && is_new(L, top + 1);
+    int known = is_known(L, top + 1);
+    fresh = !known && (lua_isfunction(L, -1) || is_code(L));
+    data |= !known;
     lua_pop(L, 1);
   }
+  lua_settop(L, top + 2);
+  if (fresh)
+    rebuild(L);
+  else if (peek && !data) /* data may become code */
+    remember_loaded(L, codec_peek(L, top + 2));
   lua_settop(L, top);
-  if (fresh) rebuild(L);
 }
+
+/* ---- by value, and by name --------------------------------------------------------------------
+ */
 
 /* stack: value, its name. Whether the name still leads to the value. */
 static int holds(lua_State *L) {
@@ -153,6 +233,7 @@ static int look(lua_State *L) {
   if (lua_rawget(L, -2) == LUA_TSTRING) {
     lua_remove(L, -2);
     if (holds(L)) return 1;
+    forget_loaded(L);
     codec_push(L, KEY_NAMES); /* no more: forget it */
     lua_pushvalue(L, -3);
     lua_pushnil(L);

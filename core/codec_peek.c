@@ -2,6 +2,8 @@
    SPDX-License-Identifier: MIT */
 #include "codec_peek.h"
 
+#include <lauxlib.h>
+
 enum { ITEMS = 8, FILLED = 5 };
 static const lua_Integer sample = INT64_C(0x123456789abcdef);
 
@@ -51,6 +53,31 @@ static const char *fill(lua_State *L, size_t *len) {
   return lua_tolstring(L, -1, len);
 }
 
+/* Functions made at one place have one code, another one than what made them. */
+static int code_fits(lua_State *L, int first) {
+  const struct peek_function *f[4];
+  for (int i = 0; i < 4; i++) f[i] = lua_topointer(L, first + i);
+  return f[1] != f[2] && f[1]->type == LUA_TFUNCTION && f[1]->upvalues == 1 &&
+         f[1]->code == f[2]->code && f[1]->code != f[0]->code && f[3]->code != f[0]->code &&
+         f[3]->code != f[1]->code && f[3]->upvalues == 2;
+}
+
+int codec_peek_code_fits(lua_State *L) {
+  static const char make[] = "local a = ... return function() return a end, "
+                             "function() return a, x end";
+  int top = lua_gettop(L);
+  if (!codec_peek_fits(L)) return 0;
+  luaL_checkstack(L, 8, NULL);
+  if (luaL_loadbufferx(L, make, sizeof make - 1, "=plua", "t") != LUA_OK) return lua_error(L);
+  lua_pushvalue(L, -1);
+  lua_call(L, 0, 1);
+  lua_pushvalue(L, -2);
+  lua_call(L, 0, 2); /* stack: maker, function, another of the same, one that is not */
+  int fits = code_fits(L, top + 1);
+  lua_settop(L, top);
+  return fits;
+}
+
 int codec_peek_fits(lua_State *L) {
   size_t len;
   if (lua_version(L) != LUA_VERSION_NUM || sizeof(struct peek_value) != 16) return 0;
@@ -67,6 +94,11 @@ int codec_peek_fits(lua_State *L) {
 #else
 
 int codec_peek_fits(lua_State *L) {
+  (void)L;
+  return 0;
+}
+
+int codec_peek_code_fits(lua_State *L) {
   (void)L;
   return 0;
 }

@@ -58,6 +58,13 @@ struct peek_table {
   void *free_node, *meta, *gray;
 };
 
+struct peek_function {
+  void *next;
+  unsigned char type, marked, upvalues;
+  void *gray;
+  const void *code; /* which functions made at one place share; of Lua functions only */
+};
+
 struct peek_thread {
   void *next;
   unsigned char type, marked, status, hooks;
@@ -79,6 +86,9 @@ static inline struct peek_value *codec_peek_top(lua_State *L) {
    false, true and room for three values more, and true under a short string of 'len' bytes that lie
    at 'key'. */
 int codec_peek_table_fits(const struct peek_table *t, const char *key, size_t len);
+
+/* Whether Lua functions are laid out as above. May raise (memory). */
+int codec_peek_code_fits(lua_State *L);
 
 /* Whether the tag is that of nil, or of what stands where nothing is. */
 static inline int codec_peek_empty(unsigned tag) {

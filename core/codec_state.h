@@ -19,6 +19,8 @@ enum codec_key {
   KEY_METAS,  /* table: metatable -> name, name -> metatable; [1] = "__plua_save" */
   KEY_NAMES,  /* weak keys: module or function -> "module" or "module\0field" */
   KEY_DUMPS,  /* weak keys: function -> its dump */
+  KEY_CODES,  /* weak values: where code lies -> a function that has a dump; or false: not told */
+  KEY_LOADED, /* userdata: package.loaded as it was when KEY_NAMES had all of it; or nil */
   KEY_ENV,    /* metatable of private globals: falls back on the state's globals */
   KEY_STUB,   /* metatable of a global that could not cross; in it, the reason */
   KEY_ROOM,   /* metatable of working memory */
@@ -32,6 +34,9 @@ extern const char codec_keys[KEY_COUNT];
 static inline int codec_push(lua_State *L, enum codec_key key) {
   return lua_rawgetp(L, LUA_REGISTRYINDEX, &codec_keys[key]);
 }
+
+/* Makes the registry's table under 'key', whose keys ("k") or values ("v") are weak. */
+void codec_open_weak(lua_State *L, enum codec_key key, const char *mode);
 
 /* Working memory, used again from message to message. It may be busy: a hook that runs inside one
    message encodes another, or an error of Lua's has thrown the last user out. Then a fresh one
@@ -81,8 +86,9 @@ void codec_map_free(void **heap);
 
 /* ---- names (codec_name.c) ------------------------------------------------------------------- */
 
-/* Makes the map of names fit for a message: looks for modules that are new since it was made. */
-void codec_names_refresh(lua_State *L);
+/* Makes the map of names fit for a message: looks for modules that are new since it was made.
+   peek: Lua's memory may be looked into. */
+void codec_names_refresh(lua_State *L, int peek);
 
 /* Pushes the name of the module or function at the top, or pushes nothing: 1 or 0. A C function
    that is not found has all modules searched again. */

@@ -978,6 +978,39 @@ describe("codec: names", function()
     assert.equal(m, got)
   end)
 
+  it("are found as soon as they are there, wherever they lie", function()
+    for i = 1, 300 do
+      local m <const> = { f = function() return i end }
+      package.loaded["spec.made"] = m
+      for _ = 1, 2 do
+        local got <const>, f <const> = cross(m, m.f)
+        assert.equal(m, got)
+        assert.equal(m.f, f)
+      end
+      package.loaded["spec.made"] = nil
+      collectgarbage()
+    end
+  end)
+
+  it("are found anew under another name", function()
+    local m <const> = { f = function() end }
+    package.loaded["spec.made"] = m
+    for _ = 1, 3 do assert.equal(m, cross(m)) end
+    package.loaded["spec.made"], package.loaded["spec.beside"] = nil, m
+    cross(m)
+    for _ = 1, 3 do assert.equal(m, cross(m)) end
+    package.loaded["spec.beside"] = nil
+  end)
+
+  it("are modules from when on they are more than data", function()
+    local m <const> = { limit = 5 }
+    package.loaded["spec.data"] = m
+    for _ = 1, 3 do assert.not_equal(m, cross(function() return m end)()) end
+    m.f = function() end
+    for _ = 1, 3 do assert.equal(m, cross(function() return m end)()) end
+    package.loaded["spec.data"] = nil
+  end)
+
   it("stand for modules with userdata, but not for the tables that are their fields", function()
     local m <const> = { u = codec.userdata(1), t = { 1 } }
     package.loaded["spec.made"] = m
