@@ -66,6 +66,7 @@ struct handle {
   uint64_t applied;             /* submissions of apply so far: their index for random numbers */
   int64_t looked_ns;            /* when deaths were last looked for */
   struct scratch scratch, ends; /* a call, or items, and where each of them ends */
+  struct scratch last;          /* the function that apply was called with last, as a call */
   struct run run;
 };
 
@@ -127,6 +128,7 @@ struct job {
   bool settled;      /* every item has its outcome; forgotten by the core */
   bool sized;        /* the table of results has its size */
   bool dropped;      /* ORDER, QUEUE: nobody takes what has come */
+  bool carries;      /* APPLY: each item brings its function along */
   unsigned epoch;    /* of its handle */
   bool front;        /* ORDER, QUEUE: the outcome to be taken next may have arrived */
   uint64_t count;    /* items given, without those withdrawn */
@@ -137,6 +139,7 @@ struct job {
   uint64_t lowest;   /* RAISE: the lowest index that failed; else UINT64_MAX */
   uint64_t failures; /* ORDER, QUEUE: those that were not taken yet */
   uint64_t total;    /* FOLD: items in all blocks; APPLY: the pool's single calls before it */
+  const void *code;  /* APPLY: of J_F, if that is all there is of it; else NULL */
   double timeout;    /* seconds; 0: none */
   size_t bytes;      /* payload bytes of items without an outcome, where they are counted */
   /* LIST, open: more is to be put when 'bytes' and the items under way are fewer, */
@@ -153,7 +156,7 @@ struct job {
 };
 
 /* J_FAILED: indexes that failed, as keys of streams, as a list for ON_CALL. */
-enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_CALL, J_F, J_ORDER };
+enum { J_RESULTS = 1, J_HANDLE, J_DATA, J_ERROR, J_FAILED, J_FUTURE, J_F, J_ORDER };
 enum { J_VALUES = J_ORDER };
 
 /* Places in a future of a single call (future.lua); its values lie behind F_N. */

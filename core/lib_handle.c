@@ -242,6 +242,7 @@ static int open_handle(lua_State *L) {
   h->runner.keep = LUA_NOREF;
   scratch_open(&h->scratch);
   scratch_open(&h->ends);
+  scratch_open(&h->last);
   h->rt = h->runner.rt = runtime_of(L);
   h->epoch = h->rt->epoch;
   h->owner = getpid();
@@ -286,6 +287,7 @@ void handle_close(struct handle *h) {
   h->run.due = false;
   scratch_close(&h->scratch);
   scratch_close(&h->ends);
+  scratch_close(&h->last);
 }
 
 /* handle:close(): ends what runs, now; gently where the process is told to end, for its items may

@@ -75,16 +75,20 @@ void job_settle(lua_State *L, struct job *job, int at) {
 
 /* ---- making one ----------------------------------------------------------------------------- */
 
-/* A refusal names the function, not its place in the message. */
+/* The function of an item that brings its own is not the job's. A refusal names the function, not
+   its place in the message. */
 void job_encode_call(lua_State *L, struct handle *h, const struct job *job) {
   plua_out *out = &h->scratch.out;
   int top = lua_gettop(L);
   out->at = out->begin;
   lua_pushinteger(L, job->mode);
-  lua_pushinteger(L, field(L, 2, "source"));
+  lua_pushinteger(L, job->carries ? FROM_BYTES : field(L, 2, "source"));
   lua_pushinteger(L, field(L, 2, "seed"));
   lua_pushinteger(L, (lua_Integer)job->total);
-  lua_getfield(L, 2, "f");
+  if (job->carries)
+    lua_pushnil(L);
+  else
+    lua_getfield(L, 2, "f");
   lua_getfield(L, 2, "reduce");
   lua_getfield(L, 2, "range");
   int err = codec_write(L, CALL_WORDS, out);
@@ -101,6 +105,11 @@ void job_encode_call(lua_State *L, struct handle *h, const struct job *job) {
   lua_settop(L, top);
 }
 
+/* A job for single calls of one function, which h->last has. */
+static bool is_of_one(const struct job *job) {
+  return job->mode == CALL_APPLY && !job->carries;
+}
+
 static void job_submit(lua_State *L, struct handle *h, struct job *job) {
   plua_job spec = {.size = sizeof spec,
                    .chunksize = (unsigned)field(L, 2, "chunksize"),
@@ -111,9 +120,10 @@ static void job_submit(lua_State *L, struct handle *h, struct job *job) {
                    .oom_retries = (unsigned)field(L, 2, "oom_retries"),
                    .timeout_ns = (int64_t)(job->timeout * 1e9),
                    .count = (uint64_t)field(L, 2, "count")};
+  const plua_out *call = is_of_one(job) ? &h->last.out : &h->scratch.out;
   if (!h->once) {
-    spec.call = h->scratch.out.begin;
-    spec.call_len = (size_t)(h->scratch.out.at - h->scratch.out.begin);
+    spec.call = call->begin;
+    spec.call_len = (size_t)(call->at - call->begin);
   }
   int err = seam_submit(h, &spec, &job->id);
   if (err < 0) handle_raise(L, h, err);
@@ -150,13 +160,13 @@ void job_print_first(void) {
   if (__fpending(stdout)) fflush(stdout);
 }
 
-/* handle:job(spec) -> job. spec: mode, keep, policy, count (positions), total, open, data,
-   chunksize, crash_retries and the like of plua_job, timeout, order; for pools also source, seed,
-   f, reduce, range.
- */
+/* handle:job(spec[, carries]) -> job. spec: mode, keep, policy, count (positions), total, open,
+   data, chunksize, crash_retries and the like of plua_job, timeout, order; for pools also source,
+   seed, f, reduce, range. */
 int job_make(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
+  bool carries = lua_toboolean(L, 3);
   lua_settop(L, 2);
   if (h->rt->stop == PLUA_STOP_DRAIN) stop_raise(L);
   struct job *job = lua_newuserdatauv(L, sizeof *job, J_VALUES);
@@ -168,6 +178,7 @@ int job_make(lua_State *L) {
                       .lowest = UINT64_MAX,
                       .room = 1,
                       .epoch = h->epoch,
+                      .carries = carries,
                       .settled = true};
   luaL_setmetatable(L, "plua.job");
   lua_createtable(L, 0, 0);
@@ -183,7 +194,7 @@ int job_make(lua_State *L) {
     lua_createtable(L, 0, 0);
     lua_setiuservalue(L, 3, J_FAILED);
   }
-  if (!h->once) job_encode_call(L, h, job);
+  if (!h->once && !is_of_one(job)) job_encode_call(L, h, job);
   job_print_first();
   lua_getiuservalue(L, 1, H_JOBS);
   job_submit(L, h,

@@ -317,35 +317,41 @@ static int extend(lua_State *L) {
 
 /* ---- apply ---------------------------------------------------------------------------------- */
 
-/* Whether the job that takes calls now is for the call in h->scratch. */
-static bool same_call(lua_State *L, struct handle *h, int at) {
-  size_t len;
-  lua_getiuservalue(L, at, J_CALL);
-  const char *call = lua_tolstring(L, -1, &len);
-  size_t now = (size_t)(h->scratch.out.at - h->scratch.out.begin);
-  bool same = call && len == now && memcmp(call, h->scratch.out.begin, len) == 0;
-  lua_pop(L, 1);
+/* Encodes the call of spec.f, and remembers it. Whether that of the time before was the same. */
+static bool encode_again(lua_State *L, struct handle *h) {
+  const struct job call = {.mode = CALL_APPLY};
+  job_encode_call(L, h, &call);
+  const plua_out *now = &h->scratch.out, *before = &h->last.out;
+  size_t len = (size_t)(now->at - now->begin);
+  bool same = len == (size_t)(before->at - before->begin) &&
+              memcmp(now->begin, before->begin, len) == 0;
+  struct scratch other = h->last;
+  h->last = h->scratch;
+  h->scratch = other;
   return same;
 }
 
-/* Whether the job at 'at' is for that very function, which has nothing that could have changed. */
-static bool same_function(lua_State *L, int at) {
+/* Whether the job at 'at' is for that very function, or one made at the same place, which has
+   nothing that could have changed. */
+static bool same_function(lua_State *L, const struct job *job, int at) {
   lua_getiuservalue(L, at, J_F);
   lua_getfield(L, 2, "f");
-  bool same = lua_rawequal(L, -1, -2);
+  bool same = lua_rawequal(L, -1, -2) || (job->code && codec_code(L) == job->code);
   lua_pop(L, 2);
   return same;
 }
 
 /* Remembers the function at the top, if all that it is is its code. stack: ..., job, f */
-static void keep_function(lua_State *L) {
-  if (lua_getupvalue(L, -1, 1))
+static void keep_function(lua_State *L, struct job *job) {
+  if (lua_getupvalue(L, -1, 1)) {
     lua_pop(L, 2);
-  else
-    lua_setiuservalue(L, -2, J_F);
+    return;
+  }
+  job->code = codec_code(L);
+  lua_setiuservalue(L, -2, J_F);
 }
 
-/* The job that takes calls is for another function from now on. */
+/* Another job takes the calls from now on. */
 static void apply_over(lua_State *L, struct handle *h) {
   struct job *old = h->apply;
   h->apply = NULL;
@@ -354,31 +360,40 @@ static void apply_over(lua_State *L, struct handle *h) {
   lua_pop(L, 1);
 }
 
-/* Pushes the job that calls of spec.f go to: the last one if it is the same function, by identity
-   or by its bytes. stack: handle, spec, future, args... */
-static struct job *apply_job(lua_State *L, struct handle *h) {
-  lua_getiuservalue(L, 1, H_JOBS);
-  if (h->apply) {
-    struct job now = {.mode = CALL_APPLY};
-    lua_rawgeti(L, -1, (lua_Integer)h->apply->id);
-    int at = lua_gettop(L);
-    if (same_function(L, at)) return h->apply;
-    job_encode_call(L, h, &now);
-    if (same_call(L, h, at)) return h->apply;
-    apply_over(L, h);
-  }
+/* Pushes a new job for calls of spec.f, or one whose items bring their functions along. */
+static struct job *apply_begin(lua_State *L, struct handle *h, bool carries) {
   lua_pushcfunction(L, job_make);
   lua_pushvalue(L, 1);
   lua_pushvalue(L, 2);
-  lua_call(L, 2, 1);
+  lua_pushboolean(L, carries);
+  lua_call(L, 3, 1);
   h->apply = job_check(L, -1);
   h->apply->total = h->applied;
-  lua_pushlstring(L, (char *)h->scratch.out.begin,
-                  (size_t)(h->scratch.out.at - h->scratch.out.begin));
-  lua_setiuservalue(L, -2, J_CALL);
   lua_getfield(L, 2, "f");
-  keep_function(L);
+  if (carries)
+    lua_pop(L, 1);
+  else
+    keep_function(L, h->apply);
   return h->apply;
+}
+
+/* Pushes the job that calls of spec.f go to. A function that comes again, by identity or by its
+   bytes, is sent once, as the job's; where each call has another one, such as one written out in a
+   loop, a job for each would cost more than the calls. stack: handle, spec, future, args... */
+static struct job *apply_job(lua_State *L, struct handle *h) {
+  bool carries = false;
+  lua_getiuservalue(L, 1, H_JOBS);
+  if (h->apply) {
+    lua_rawgeti(L, -1, (lua_Integer)h->apply->id);
+    if (same_function(L, h->apply, lua_gettop(L))) return h->apply;
+  }
+  bool again = encode_again(L, h);
+  if (h->apply) {
+    if (again != h->apply->carries) return h->apply;
+    carries = !again;
+    apply_over(L, h);
+  }
+  return apply_begin(L, h, carries);
 }
 
 /* The codec counts the number before the arguments too: "value 3.x: ..." is argument 2. */
@@ -388,6 +403,15 @@ static _Noreturn void refuse_argument(lua_State *L, struct handle *h, int err) {
   if (sscanf(why, "value %d%n", &n, &used) < 1 || n < 2) refuse(L, h, err, "argument");
   lua_pushfstring(L, "argument %d%s", n - 1, why + used);
   raise_encode(L);
+}
+
+/* The call that the item brings along: its function. */
+static void put_function(lua_State *L, struct handle *h, plua_out *out) {
+  const plua_out *call = &h->last.out;
+  int err = plua_write(out, call->begin, (size_t)(call->at - call->begin));
+  if (LIKELY(err >= 0)) return;
+  seam_put_drop(h);
+  handle_raise(L, h, err);
 }
 
 /* Whether it is time to look for workers that have died, which nobody does while the script only
@@ -412,6 +436,7 @@ static int apply_inner(lua_State *L) {
   luaL_checkstack(L, nargs + 4, "too many arguments");
   lua_pushinteger(L, (lua_Integer)h->applied);
   for (int i = 0; i < nargs; i++) lua_pushvalue(L, 4 + i);
+  if (job->carries) put_function(L, h, out);
   int err = codec_write(L, nargs + 1, out);
   if (UNLIKELY(err < 0)) {
     seam_put_drop(h);

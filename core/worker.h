@@ -56,7 +56,8 @@ enum call_mode {
   CALL_EACH,   /* no result: an empty reply */
   CALL_FILTER, /* whether the result is true */
   CALL_FOLD,   /* a block of items, their results folded by 'reduce' */
-  CALL_APPLY   /* all results; the item is the seed's index, then the arguments */
+  CALL_APPLY   /* all results; the item is the seed's index, then the arguments; FROM_BYTES: behind
+                  the call that has its function */
 };
 
 enum call_source {
@@ -105,7 +106,7 @@ enum slot { SLOT_HANDLER = 1, SLOT_F, SLOT_REDUCE, SLOT_DATA, SLOT_INIT, SLOT_FI
 enum { SLOTS = SLOT_JOBS };
 
 /* The payload of a pool's job: mode, source, seed, count, f, reduce, data. */
-enum { CALL_WORDS = 7 };
+enum { CALL_F = 5, CALL_WORDS = 7 };
 
 /* The task tables, with a runner as ctx: positions of inherited data, or payloads of a pool. */
 plua_tasks once_tasks(struct runner *r);

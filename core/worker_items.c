@@ -332,12 +332,27 @@ static bool job_switch(struct runner *r, const plua_item *item) {
   return true;
 }
 
+/* Pushes the function of a call at the head of the item's payload; *used: its length. False: it
+   cannot be read, and its reason is pushed. */
+static bool push_brought(struct runner *r, const plua_item *item, size_t *used) {
+  lua_State *L = r->L;
+  if (codec_read(L, item->data, item->len, used) != CALL_WORDS) return false;
+  lua_pushvalue(L, SLOTS + CALL_F);
+  lua_replace(L, SLOTS + 1);
+  lua_settop(L, SLOTS + 1);
+  return true;
+}
+
 /* An item of CALL_APPLY: the number of its submission, then the arguments. */
 static int run_apply(struct runner *r, const plua_item *item, plua_out *out) {
   lua_State *L = r->L;
-  lua_pushvalue(L, SLOT_F);
+  size_t used = 0;
   FAIL_POINT(W_DECODE);
-  int n = codec_read(L, item->data, item->len, NULL);
+  if (r->call.source != FROM_BYTES)
+    lua_pushvalue(L, SLOT_F);
+  else if (!push_brought(r, item, &used))
+    return runner_refuse(r, out, FAILED_ENCODE, unread(L, "the function cannot be read"));
+  int n = codec_read(L, (const char *)item->data + used, item->len - used, NULL);
   if (UNLIKELY(n < 1))
     return runner_refuse(r, out, FAILED_ENCODE, unread(L, "arguments cannot be read"));
   uint64_t index = (uint64_t)lua_tointeger(L, SLOTS + 2);
