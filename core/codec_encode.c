@@ -41,9 +41,9 @@ static int slow_body(lua_State *L) {
   w->L = L;
   begin(w);
   codec_names_refresh(L, w->room->room.peek);
-  lua_newtable(L);
+  lua_createtable(L, 0, 8); /* most functions bring no more along */
   w->keep = lua_gettop(L);
-  lua_newtable(L);
+  lua_createtable(L, 2, 0);
   w->envs = lua_gettop(L);
   int err = put_values(w, 2);
   if (err == 0 && w->nenvs) err = codec_put_globals(w);

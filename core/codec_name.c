@@ -129,11 +129,9 @@ static int is_same(const struct loaded *seen, const struct peek_table *t) {
   if (!seen || seen->n != nodes_of(t)) return 0;
   for (size_t i = 0; i < seen->n; i++) {
     const struct peek_node *was = &seen->at[i], *is = &t->node[i];
-    if (is_module(was) != is_module(is)) return 0;
+    if (was->tag != is->tag || was->key_tag != is->key_tag) return 0;
     if (!is_module(is)) continue;
-    if (was->tag != is->tag || was->value.pointer != is->value.pointer ||
-        was->key.pointer != is->key.pointer)
-      return 0;
+    if (was->value.pointer != is->value.pointer || was->key.pointer != is->key.pointer) return 0;
   }
   return 1;
 }
