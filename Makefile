@@ -130,7 +130,7 @@ endif
 endif
 endif
 
-.PHONY: all run test lint lint-lua lint-layers lint-sh lint-format lint-c lint-tidy \
+.PHONY: all run test lint lint-lua lint-layers lint-mutants lint-sh lint-format lint-c lint-tidy \
   bench bench-deps bench-readme simulate doc format fuzz install uninstall clean help lengths \
   kit check check-address check-thread check-small check-fail check-fuzz check-torture \
   coverage mutate
@@ -191,11 +191,13 @@ CHECK_ADDRESS := codec codec_gc golden map pool future errors capi ring sched bo
 
 kit: $(KIT) $(HOST) $(SHIM) $(BENCH)  ## what the specs load and start
 
-lint: lint-lua lint-layers lint-sh lint-format lint-c lint-tidy  ## style, static checks, layers
+lint: lint-lua lint-layers lint-mutants lint-sh lint-format lint-c lint-tidy  ## style, static checks, layers
 lint-lua:
 	luacheck -q lua scripts spec
 lint-layers:
 	$(LUA) scripts/layers.lua
+lint-mutants:
+	$(LUA) scripts/mutate.lua $(B) none
 lint-sh:
 	shellcheck .ci/run $(wildcard scripts/*.sh scripts/bench/peers/*.sh)
 lint-format:

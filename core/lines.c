@@ -267,9 +267,8 @@ int lines_place(int out, int err) {
 
 /* How a stream was set up, as far as that can be seen; else as stdio would. */
 static int mode_of(const struct lines *s) {
-  FILE *was = s->fd == 1 ? stdout : stderr;
-  if (s->fd == 2 || __fbufsize(was) == 1) return _IONBF;
-  return s->direct || __flbf(was) || isatty(s->fd) ? _IOLBF : _IOFBF;
+  if (s->fd == 2 || __fbufsize(stdout) == 1) return _IONBF;
+  return s->direct || __flbf(stdout) || isatty(s->fd) ? _IOLBF : _IOFBF;
 }
 
 FILE *lines_open(int fd) {

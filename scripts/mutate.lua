@@ -2,7 +2,8 @@
 -- cores) and where deaths are met (hear, local, start, proc, lines), one at a time, and asks
 -- whether a spec turns red:
 --   lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]
--- WHICH: so many, taken at random; "all"; or "21-40" of all. PLACES: a pattern such as sched or
+-- WHICH: so many, taken at random; "all"; "21-40" of all; or "none": only looks whether all that
+-- spec/mutants.lua excuses is still there. PLACES: a pattern such as sched or
 -- codec_name.c:96.
 -- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate, and can neither run
 -- for ever nor take all memory. A mutant that all specs pass is a failure, unless spec/mutants.lua
@@ -49,7 +50,7 @@ local PROOFS <const> = {
       .. " unwatched", -- and as before Linux 5.9
     "env LD_PRELOAD=%s/preload/iofail.so IOFAIL=syscall436:38:1:sticky %s/host/proc_edges",
     "@inject_spec.lua", "@spare_spec.lua", "@recovery_spec.lua", "@signals_spec.lua"),
-  lines = teams(nil, "@output_spec.lua"),
+  lines = { host = { "lines_edges" }, run = { "%s/host/lines_edges" } },
   sched = { host = { "sched_edges", "sched_explore", "sched_random" },
     run = { "%s/host/sched_edges memory", "%s/host/sched_explore 5",
       "env SEED=1 %s/host/sched_random 30" } },
@@ -232,8 +233,6 @@ local function shuffle(list)
   end
 end
 
-prepare()
-
 local sources <const> = "core/sched*.[ch] core/ring.[ch] core/codec*.[ch] core/store.c "
   .. "core/places.c core/board.[ch] core/cpus.c core/hear.c core/local.c core/start.c core/proc.c "
   .. "core/lines.c"
@@ -250,13 +249,18 @@ for file in output("ls " .. sources):gmatch("%S+") do
   end
 end
 
+local stale = false
 for _, each in ipairs(known) do
   if not each.used then
     io.stderr:write(("mutate: spec/mutants.lua excuses what is no longer there: %s: %s: %s\n")
       :format(each.file, each.op, each.text))
-    os.exit(2)
+    stale = true
   end
 end
+if stale then os.exit(2) end
+if which == "none" then os.exit(true) end
+
+prepare()
 
 for _, file in pairs(proofs) do
   if points_of(file) then
