@@ -380,7 +380,7 @@ static void garbage(void) {
   post(3, OUT_READY, 12345);
   post(SLOTS, OUT_READY, 12345);
   CHECK(hears_nothing() && !hear_ready(l, LINK_ANY)); /* nobody has found it */
-  l->garbage_ns = now_ns() + 1000000000;
+  l->garbage_ns = now_ns() + INT64_C(1000000000000);
   CHECK(hears_nothing() && !hear_ready(l, LINK_ANY)); /* not before its time */
   l->garbage_ns = past;
   l->peer[1].broken = true;

@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static const int64_t LONG = INT64_C(20000000000);
+
 static const struct link_ops *ops;
 static struct link *k; /* the same as l */
 
@@ -53,7 +55,7 @@ static void embody(unsigned w) {
 /* The signal that it ended by within a generous time; it had to end. */
 static int ended_by(unsigned w) {
   int sig, status;
-  CHECK(proc_await(&l->peer[w].proc, now_ns() + INT64_C(20000000000)));
+  CHECK(proc_await(&l->peer[w].proc, now_ns() + LONG));
   proc_reap(&l->peer[w].proc, &sig, &status);
   return sig;
 }
@@ -453,28 +455,35 @@ static void arms(void) {
   CHECK(ops->wait(k, 0, LINK_ANY, -5) == 0 && b->low == UINT64_MAX);
 }
 
-static int64_t waits(int64_t timeout_ns, enum link_wait how) {
-  int64_t begin = now_ns();
-  afresh();
-  CHECK(ops->wait(k, timeout_ns, how, 0) == 0);
-  return now_ns() - begin;
+/* A machine that stalls makes a wait longer, but hardly five in a row. */
+static int64_t waits(int64_t timeout_ns, enum link_wait how, int64_t garbage_ns) {
+  int64_t took = LOOK_NS;
+  for (int i = 0; i < 5 && took >= LOOK_NS; i++) {
+    int64_t begin = now_ns();
+    afresh();
+    l->garbage_ns = garbage_ns;
+    l->healthy_ns = begin + LONG; /* no looking after it meanwhile */
+    int r = ops->wait(k, timeout_ns, how, 0);
+    CHECK(r == 0 || r == -EINTR); /* who was stopped is interrupted */
+    if (r == 0) took = now_ns() - begin;
+  }
+  return took;
 }
 
 static void waiting(void) {
-  CHECK(waits(0, LINK_ANY) < LOOK_NS && waits(BULK_NS, LINK_ANY) >= BULK_NS);
-  int64_t ns = waits(-1, LINK_BULK); /* no longer than that */
+  CHECK(waits(0, LINK_ANY, 0) < LOOK_NS && waits(BULK_NS, LINK_ANY, 0) >= BULK_NS);
+  int64_t ns = waits(-1, LINK_BULK, 0); /* no longer than that */
   CHECK(ns >= BULK_NS && ns < LOOK_NS);
-  ns = waits(10 * (int64_t)LOOK_NS, LINK_BULK);
+  ns = waits(10 * (int64_t)LOOK_NS, LINK_BULK, 0);
   CHECK(ns >= BULK_NS && ns < LOOK_NS);
   afresh(); /* a few results in bulk are told, only later */
   atomic_store(&l->peer[0].slice->ring.tail, 8);
   CHECK(ops->wait(k, -1, LINK_BULK, 0) == 1);
-  afresh(); /* as long as the board is known to be spoilt, it looks soon */
-  l->garbage_ns = now_ns();
+  CHECK(waits(-1, LINK_ANY, now_ns()) < LOOK_NS); /* while the board is spoilt, it looks soon */
+  afresh();
+  ns = l->healthy_ns = now_ns() + LONG; /* not now */
+  CHECK(ops->wait(k, 0, LINK_ANY, 0) >= 0 && l->healthy_ns == ns);
   ns = now_ns();
-  l->healthy_ns = ns;
-  CHECK(ops->wait(k, -1, LINK_ANY, 0) >= 0 && now_ns() - ns < LOOK_NS);
-  CHECK(l->healthy_ns == ns);
   l->healthy_ns = ns - 2 * (int64_t)HEALTH_NS;
   CHECK(ops->wait(k, 0, LINK_ANY, 0) >= 0 && l->healthy_ns > ns);
 }
@@ -483,7 +492,7 @@ static void waiting(void) {
 static void wakes(void) {
   afresh();
   uint32_t bell = l->team.view.board->bell;
-  l->healthy_ns = now_ns();
+  l->healthy_ns = now_ns() + LONG; /* what is well is not looked after */
   CHECK(ops->wait(k, 0, LINK_BULK, 0) == 0 && l->team.view.board->bell == bell);
   CHECK(ops->wait(k, BULK_NS, LINK_BULK, 0) == 0 && l->team.view.board->bell == bell);
   CHECK(ops->wait(k, LOOK_NS, LINK_BULK, 0) == 0 && l->team.view.board->bell == bell);
