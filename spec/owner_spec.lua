@@ -1,5 +1,5 @@
 -- The owner's half of a team by itself: workers that are no processes, whose rings, words and slots
--- are written by hand. SPDX-License-Identifier: MIT
+-- are written by hand, or whose events are. SPDX-License-Identifier: MIT
 
 local helper <const> = require "spec.helper"
 
@@ -17,6 +17,10 @@ describe("the owner", function()
 
   it("takes back, holds, ends and heals to the last item", function()
     ok(helper.build .. "/host/local_edges")
+  end)
+
+  it("ends whom it should, frees what nobody reads, tells what is to be told", function()
+    ok(helper.build .. "/host/pool_edges")
   end)
 
   -- The shim stands before the system call itself, where a sanitizer stands.
