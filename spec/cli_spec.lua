@@ -34,7 +34,7 @@ describe("plua, as lua", function()
       local err <const> = ("\n" .. result.err):gsub("\n" .. name .. ": ", "\nPROGRAM: ")
       return { status = result.status, signal = result.signal, out = result.out, err = err }
     end
-    local expected <const> = answer(helper.lua, "lua[%d.]*")
+    local expected <const> = answer(helper.lua, "%g*lua[%d.]*")
     assert.same(expected, answer(helper.plua, "plua"))
     return expected
   end
