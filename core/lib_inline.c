@@ -264,7 +264,6 @@ int inline_shutdown(struct inliner *p) {
 /* ---- running -------------------------------------------------------------------------------- */
 
 enum { DO_ENTER, DO_RUN, DO_LEAVE };
-enum { NESTED_MAX = 40 }; /* each level takes some of Lua's 200 levels of C */
 
 /* One of the task table's functions, by p->answer on the way in. */
 static int protected_call(lua_State *L) {

@@ -13,7 +13,8 @@
 #include "codec_plain.h"
 #include "fail.h"
 
-static const char runtime_key, report_key;
+static const char runtime_key;
+static const char report_key[NESTED_MAX + 1]; /* by depth: __close may call plua, which fails too */
 
 struct runtime *runtime_of(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &runtime_key) != LUA_TUSERDATA) {
@@ -90,27 +91,30 @@ int runner_report(lua_State *L) {
 /* The value stays what it is, since __close sees it on its way; one that this raises again has been
    reported. */
 int runner_handler(lua_State *L) {
+  const char *key = &report_key[runtime_of(L)->depth];
   lua_settop(L, 1);
-  bool kept = lua_rawgetp(L, LUA_REGISTRYINDEX, &report_key) == LUA_TTABLE;
+  bool kept = lua_rawgetp(L, LUA_REGISTRYINDEX, key) == LUA_TTABLE;
   if (kept) lua_rawgeti(L, 2, 1);
   if (kept && lua_rawequal(L, 1, 3)) {
     lua_settop(L, 1);
     return 1;
   }
   runner_report(L);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, key);
   return 1;
 }
 
 /* Pushes the report of the error that pcall answered 'status' for; nil where memory ran out or the
-   handler failed. */
-static void take_report(lua_State *L, int status) {
+   handler failed. The item is over: its depth was one more where it was no worker's. */
+static void take_report(const struct runner *r, int status) {
+  lua_State *L = r->L;
+  const char *key = &report_key[r->rt->depth + !r->process];
   if (status == LUA_ERRRUN)
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &report_key);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, key);
   else
     lua_pushnil(L);
   lua_pushnil(L);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &report_key);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, key);
 }
 
 static void push_part(lua_State *L, int report, int part) {
@@ -198,7 +202,7 @@ COLD static int runner_timeout(struct runner *r, plua_out *out, size_t start, ui
   lua_State *L = r->L;
   int top = lua_gettop(L);
   luaL_checkstack(L, 12, NULL);
-  take_report(L, LUA_OK); /* of how it ended; told is where it was */
+  take_report(r, LUA_OK); /* of how it ended; told is where it was */
   lua_pop(L, 1);
   stop_report(L); /* stack: ..., report */
   lua_pushnil(L); /* the message is the parent's, which knows the timeout */
@@ -233,7 +237,7 @@ COLD int runner_failed(struct runner *r, int status, plua_out *out, size_t start
   lua_State *L = r->L;
   luaL_checkstack(L, 12, NULL);
   bool memory = memory_failed(L, status);
-  take_report(L, status);
+  take_report(r, status);
   return memory ? runner_memory(r, out, start, index) : runner_error(r, out, start, index);
 }
 

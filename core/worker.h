@@ -15,6 +15,8 @@ struct lua_Debug;
 
 /* ---- the running side of one Lua state ----------------------------------------------------- */
 
+enum { NESTED_MAX = 40 }; /* calls of plua; each takes some of Lua's 200 levels of C */
+
 struct runtime {
   volatile int stop;       /* enum plua_stop: what the process is asked for */
   char mark[48], name[16]; /* of workers: see core.mark; "": none */

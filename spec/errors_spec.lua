@@ -121,6 +121,23 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       end
     end)
 
+    it("is told whole where __close calls plua, and that fails too", function()
+      for _, inner in ipairs { "outer", "inner" } do
+        local line <const>, inner_line <const> = here(6), here(4)
+        local within
+        local errs <const> = plua.map(function()
+          local _ <close> = setmetatable({}, { __close = function()
+            within = plua.map(function() error(inner, 0) end, { 1 }, collect)[1].where
+          end })
+          error("outer", 0)
+        end, { 1 }, collect)
+        assert.equal("outer", errs[1].message)
+        assert.matches(line .. "$", errs[1].where)
+        assert.matches(line .. ": in function <", errs[1].traceback, 1, true)
+        if workers == 0 then assert.matches(inner_line .. "$", within) end
+      end
+    end)
+
     it("keeps a table that was raised as its value", function()
       local results <const> = plua.map(function(x) error({ code = x }) end, { 7 }, collect)
       assert.same({ code = 7 }, results[1].value)
