@@ -379,7 +379,7 @@ static struct job *apply_begin(lua_State *L, struct handle *h, bool carries) {
 
 /* Pushes the job that calls of spec.f go to. A function that comes again, by identity or by its
    bytes, is sent once, as the job's; where each call has another one, such as one written out in a
-   loop, a job for each would cost more than the calls. stack: handle, spec, future, args... */
+   loop, a job for each would cost more than the calls. stack: handle, spec, future, f, args... */
 static struct job *apply_job(lua_State *L, struct handle *h) {
   bool carries = false;
   lua_getiuservalue(L, 1, H_JOBS);
@@ -425,17 +425,20 @@ static bool look_due(struct handle *h, const struct job *job) {
   return true;
 }
 
-/* handle:apply(spec, future, ...): submits f(...), of which the future is told job and index.
-   Answers whether the pool wants to be looked after. */
+/* handle:apply(spec, future, f, ...): submits f(...), of which the future is told job and index.
+   Answers whether the pool wants to be looked after. The spec gets its f here: from now on no
+   finalizer's and no hook's call of the pool comes in between. */
 static int apply_inner(lua_State *L) {
   struct handle *h = lua_touserdata(L, 1);
-  int nargs = lua_gettop(L) - 3;
+  int nargs = lua_gettop(L) - 4;
+  lua_pushvalue(L, 4);
+  lua_setfield(L, 2, "f");
   struct job *job = apply_job(L, h);
   int at = lua_gettop(L);
   plua_out *out = put_open(L, h, job, at);
   luaL_checkstack(L, nargs + 4, "too many arguments");
   lua_pushinteger(L, (lua_Integer)h->applied);
-  for (int i = 0; i < nargs; i++) lua_pushvalue(L, 4 + i);
+  for (int i = 0; i < nargs; i++) lua_pushvalue(L, 5 + i);
   if (job->carries) put_function(L, h, out);
   int err = codec_write(L, nargs + 1, out);
   if (UNLIKELY(err < 0)) {

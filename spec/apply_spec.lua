@@ -100,6 +100,21 @@ for _, workers in ipairs { 0, 1, 3 } do
       end
     end)
 
+    it("are not mixed up with what a hook or a finalizer submits meanwhile", function()
+      local pool <close> = plua.pool { workers = workers }
+      local futures <const>, others <const> = {}, {}
+      for i = 1, 20 do
+        local function other() return "other" end
+        local f <const> = i % 2 == 0 and function() return "f" end or function() return i end
+        debug.sethook(function() others[#others + 1] = pool:apply_async(other) end, "", 1)
+        futures[i] = pool:apply_async(f)
+        debug.sethook()
+      end
+      for i, result in ipairs(all(futures)) do assert.equal(i % 2 == 0 and "f" or i, result) end
+      assert.is_true(#others > 20)
+      for _, result in ipairs(all(others)) do assert.equal("other", result) end
+    end)
+
     it("keep nothing alive but what the last one holds", function()
       local pool <close> = plua.pool { workers = workers }
       local kept <const> = setmetatable({}, { __mode = "k" })

@@ -220,10 +220,8 @@ end
 -- ---- calls that answer later ------------------------------------------------------------------
 
 local function submit(pool, f, ...)
-  local spec <const> = pool.apply_spec
-  spec.f = f
   local promise <const> = future.new(pool.handle)
-  return promise, pool.handle:apply(spec, promise, ...)
+  return promise, pool.handle:apply(pool.apply_spec, promise, f, ...)
 end
 
 --- Calls f(...) in a worker, and waits for it.
