@@ -136,29 +136,38 @@ static int is_same(const struct loaded *seen, const struct peek_table *t) {
   return 1;
 }
 
-/* stack: ..., list, userdata. From here on nothing is allocated, so that no finalizer changes
-   modules. */
-static void fill_loaded(lua_State *L, struct loaded *seen, const struct peek_table *t) {
+/* stack: ..., name, module. Whether the map has what ought to be there. */
+static int is_known(lua_State *L, int names) {
+  if (lua_type(L, -2) != LUA_TSTRING || (!lua_istable(L, -1) && !lua_isfunction(L, -1))) return 1;
+  lua_pushvalue(L, -1);
+  int known = lua_rawget(L, names) != LUA_TNIL;
+  lua_pop(L, 1);
+  return known;
+}
+
+/* stack: ..., list, userdata. Whether the map has all of it: a finalizer may have changed modules
+   while room was made. From here on nothing is allocated, so that none does. */
+static int fill_loaded(lua_State *L, int names, struct loaded *seen, const struct peek_table *t) {
+  int known = 1;
   for (size_t i = 0; i < seen->n; i++) {
     seen->at[i] = t->node[i];
     if (!is_module(&t->node[i])) continue;
     codec_peek_push(L, t->node[i].key, t->node[i].key_tag);
-    lua_rawseti(L, -3, 2 * (lua_Integer)i + 1);
     codec_peek_push(L, t->node[i].value, t->node[i].tag);
-    lua_rawseti(L, -3, 2 * (lua_Integer)i + 2);
+    known &= is_known(L, names);
+    lua_rawseti(L, -4, 2 * (lua_Integer)i + 2);
+    lua_rawseti(L, -3, 2 * (lua_Integer)i + 1);
   }
+  return known;
 }
 
-static void remember_loaded(lua_State *L, const struct peek_table *t) {
+static void remember_loaded(lua_State *L, int names, const struct peek_table *t) {
   size_t n = nodes_of(t);
   if (n > 1 << 16) return;
   lua_createtable(L, 2 * (int)n, 0);
   struct loaded *seen = lua_newuserdatauv(L, sizeof *seen + n * sizeof *seen->at, 1);
-  seen->n = 0;
-  if (nodes_of(t) == n) {
-    seen->n = n;
-    fill_loaded(L, seen, t);
-  }
+  seen->n = n;
+  if (nodes_of(t) != n || !fill_loaded(L, names, seen, t)) seen->n = 0;
   lua_insert(L, -2);
   lua_setiuservalue(L, -2, 1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_LOADED]);
@@ -167,15 +176,6 @@ static void remember_loaded(lua_State *L, const struct peek_table *t) {
 static void forget_loaded(lua_State *L) {
   lua_pushnil(L);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &codec_keys[KEY_LOADED]);
-}
-
-/* stack: names, loaded, name, module. Whether the map has what ought to be there. */
-static int is_known(lua_State *L, int names) {
-  if (lua_type(L, -2) != LUA_TSTRING || (!lua_istable(L, -1) && !lua_isfunction(L, -1))) return 1;
-  lua_pushvalue(L, -1);
-  int known = lua_rawget(L, names) != LUA_TNIL;
-  lua_pop(L, 1);
-  return known;
 }
 
 void codec_names_refresh(lua_State *L, int peek) {
@@ -199,7 +199,7 @@ void codec_names_refresh(lua_State *L, int peek) {
   if (fresh)
     rebuild(L);
   else if (peek && !data) /* data may become code */
-    remember_loaded(L, codec_peek(L, top + 2));
+    remember_loaded(L, top + 1, codec_peek(L, top + 2));
   lua_settop(L, top);
 }
 

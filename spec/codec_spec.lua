@@ -1002,6 +1002,53 @@ describe("codec: names", function()
     package.loaded["spec.beside"] = nil
   end)
 
+  it("are found though a finalizer changes modules while a message is written", function()
+    local m, steps, from
+    local changed, wrong = 0, 0
+    local aside <const> = {} -- what is data may become a module: such are looked at each time
+    for name, value in pairs(package.loaded) do
+      if name ~= "_G" then aside[name], package.loaded[name] = value, nil end
+    end
+    local function small() return steps end
+    local function replace()
+      steps = steps + 1
+      if steps > from then
+        m = { f = print }
+        package.loaded["spec.made"] = m
+      end
+    end
+    local garbage <const> = { __gc = replace }
+    for i = 1, 600 do package.loaded["spec.pad" .. i] = true end
+    collectgarbage("incremental", 100, 4, 1) -- some finalizers at each step, a step at each turn
+    for i = 1, 60 do
+      collectgarbage("stop")
+      m, steps, from = nil, 0, math.huge
+      package.loaded["spec.made"] = { f = print }
+      codec.encode(small)
+      collectgarbage()
+      for _ = 1, 100 + i * 10 do setmetatable({}, garbage) end
+      while steps == 0 do collectgarbage("step", 0) end
+      codec.encode(small)
+      package.loaded["spec.other"] = not package.loaded["spec.other"] or nil
+      steps, from = 0, 10
+      collectgarbage("restart")
+      codec.encode(small)
+      collectgarbage("stop")
+      from = math.huge
+      if m then
+        changed = changed + 1
+        if cross(m) ~= m then wrong = wrong + 1 end
+      end
+    end
+    for i = 1, 600 do package.loaded["spec.pad" .. i] = nil end
+    package.loaded["spec.made"], package.loaded["spec.other"] = nil, nil
+    for name, value in pairs(aside) do package.loaded[name] = value end
+    collectgarbage("incremental", 200, 100, 13)
+    collectgarbage("restart")
+    assert.is_true(changed > 0)
+    assert.equal(0, wrong)
+  end)
+
   it("are modules from when on they are more than data", function()
     local m <const> = { limit = 5 }
     package.loaded["spec.data"] = m
