@@ -169,10 +169,10 @@ static void local_interrupt(struct link *link, int w, unsigned slot, unsigned k)
   if (p->state == P_ALIVE) proc_signal(&p->proc, SIGURG);
 }
 
-void local_kill_peer(struct peer *p) {
+int local_kill_peer(struct peer *p) {
   FAIL_POINT(P_KILL);
   p->killed = true;
-  if (p->state == P_ALIVE || p->state == P_HELD) proc_signal(&p->proc, SIGKILL);
+  return p->state == P_ALIVE || p->state == P_HELD ? proc_signal(&p->proc, SIGKILL) : 0;
 }
 
 static void local_abandon(struct link *link, int w) {
@@ -390,20 +390,20 @@ static void local_free(struct local *l) {
   free(l);
 }
 
-/* Whether processes of ours cannot be killed: an owner has given up its privileges since. */
-static bool is_refused(const struct local *l) {
-  for (unsigned i = 0; i < l->lives; i++) {
-    const struct peer *p = &l->peer[l->live[i]];
-    if (p->state != P_ENDED) return proc_signal(&p->proc, 0) == -EPERM;
-  }
+/* Whether some cannot be killed: an owner has given up its privileges since. */
+static bool kill_all(struct local *l) {
+  bool refused = false;
+  for (unsigned i = 0; i < l->lives; i++)
+    refused |= local_kill_peer(&l->peer[l->live[i]]) == -EPERM;
   for (unsigned i = 0; i < SPARES; i++)
-    if (l->spare[i].pid) return proc_signal(&l->spare[i], 0) == -EPERM;
-  return false;
+    refused |= l->spare[i].pid && proc_signal(&l->spare[i], 0) == -EPERM;
+  return refused;
 }
 
-/* Those that rest leave now, the others as their items end. */
+/* Those that rest leave now, the others as their items end; they would wait for ever in a hold. */
 static void part_in_peace(struct local *l) {
   local_retire(&l->link, -1);
+  for (unsigned i = 0; i < l->lives; i++) local_resume(&l->link, l->live[i]);
   shutdown(l->team.mail_fd[0], SHUT_RDWR);
 }
 
@@ -413,8 +413,7 @@ static void local_close(struct link *link) {
   bool ours = l->team.owner == getpid();
   int64_t until = now_ns() + UNKILLABLE_NS;
   FAIL_POINT(P_CLOSE);
-  for (unsigned i = 0; ours && i < l->lives; i++) local_kill(link, l->live[i]);
-  if (ours && is_refused(l)) part_in_peace(l);
+  if (ours && kill_all(l)) part_in_peace(l);
   for (unsigned i = 0; i < l->lives; i++) {
     struct peer *p = &l->peer[l->live[i]];
     if (p->state == P_ENDED) continue;

@@ -113,7 +113,7 @@ void words_receive(struct local *l);
 /* words.c: shows what is left of a dead worker's output, and tells it in e. */
 void words_take(struct local *l, struct peer *p, struct link_event *e);
 void words_drop(struct peer *p);
-/* local.c: sends SIGKILL to a worker of ours. */
-void local_kill_peer(struct peer *p);
+/* local.c: sends SIGKILL to a worker of ours. 0, or why not. */
+int local_kill_peer(struct peer *p);
 
 #endif

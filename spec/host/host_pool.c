@@ -505,12 +505,46 @@ static void become_nobody(bool spare) {
   host_no_children();
 }
 
+/* The first worker may be killed, those made after it may not. */
+static void become_nobody_late(void) {
+  bool root = getuid() == 0;
+  plua_options o = {0};
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_pool *p = host_open_with(1, &o, &t);
+  if (root) CHECK_IS(setresuid(65534, 65534, 0), 0);
+  map_some(p, 100);
+  if (root) CHECK_IS(setresuid(0, 0, 0), 0);
+  CHECK_IS(plua_resize(p, 3), 0);
+  CHECK_IS(plua_fork(p), 2);
+  map_some(p, 100);
+  if (root) CHECK_IS(setuid(65534), 0);
+  plua_close(p);
+  host_no_children();
+}
+
+/* A worker that is held, to be ended, goes on and leaves. */
+static void become_nobody_held(void) {
+  struct drive d;
+  drive_submit(&d, host_open(1, nap), 40, (plua_job){.chunksize = 40});
+  while (d.outcomes < 3)
+    if (!drive_step(&d)) CHECK(plua_wait(d.pool, -1, 0) != 0);
+  if (getuid() == 0) CHECK_IS(setuid(65534), 0);
+  CHECK(plua_cancel(d.pool, d.job, 0, 40, PLUA_KILL) >= 0);
+  plua_close(d.pool);
+  host_no_children();
+}
+
 static void privileges_dropped(void) {
-  for (int spare = 0; spare < 2; spare++) {
+  for (int how = 0; how < 4; how++) {
     int status = -1;
     pid_t pid = fork();
     if (pid == 0) {
-      become_nobody(spare);
+      if (how == 3)
+        become_nobody_held();
+      else if (how == 2)
+        become_nobody_late();
+      else
+        become_nobody(how);
       _exit(0);
     }
     CHECK_IS(waitpid(pid, &status, 0), pid);
