@@ -35,6 +35,16 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.is_true(future:successful())
     end))
 
+    it("is no data of another call", with_pool(function(pool)
+      local future <const> = pool:map_async(math.abs, { -1, -2 })
+      for _, call in ipairs { plua.map, plua.each, function(...) return pool:map_async(...) end } do
+        local fine <const>, err <const> = pcall(call, math.abs, future)
+        assert.is_false(fine)
+        assert.matches("data is a future: pass what its get() answers", err, 1, true)
+      end
+      assert.same({ n = 2, 1, 2 }, pool:map(math.abs, future:get()))
+    end))
+
     it("raises what the call raised, each time", with_pool(function(pool)
       local future <const> = pool:apply_async(raise, 5)
       for _ = 1, 2 do

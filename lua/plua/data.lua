@@ -104,6 +104,10 @@ local function plain(t, n)
 end
 
 local function of_table(t, level)
+  local meta <const> = getmetatable(t)
+  if type(meta) == "table" and rawget(meta, "__name") == "plua.Future" then
+    error("data is a future: pass what its get() answers", level)
+  end
   local n <const> = count(t, level)
   if n == 0 and rawget(t, "n") == nil and next(t) ~= nil then -- source left by a tail call
     error("data is a table without items 1, 2, ...: pass a list, or set its field n", level)
