@@ -1030,7 +1030,7 @@ describe("codec: names", function()
       while steps == 0 do collectgarbage("step", 0) end
       codec.encode(small)
       package.loaded["spec.other"] = not package.loaded["spec.other"] or nil
-      steps, from = 0, 10
+      steps, from = 0, i % 2 == 1 and 5 or 10 -- which of them meets the gap differs
       collectgarbage("restart")
       codec.encode(small)
       collectgarbage("stop")
