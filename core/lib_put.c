@@ -369,11 +369,9 @@ static struct job *apply_begin(lua_State *L, struct handle *h, bool carries) {
   lua_call(L, 3, 1);
   h->apply = job_check(L, -1);
   h->apply->total = h->applied;
+  if (carries) return h->apply;
   lua_getfield(L, 2, "f");
-  if (carries)
-    lua_pop(L, 1);
-  else
-    keep_function(L, h->apply);
+  keep_function(L, h->apply);
   return h->apply;
 }
 

@@ -3,8 +3,7 @@
 -- whether a spec turns red:
 --   lua mutate.lua BUILD [WHICH [SEED [PLACES [JOBS]]]]
 -- WHICH: so many, taken at random; "all"; "21-40" of all; or "none": only looks whether all that
--- spec/mutants.lua excuses is still there. PLACES: a pattern such as sched or
--- codec_name.c:96.
+-- spec/mutants.lua excuses is still there. PLACES: a pattern such as sched or codec_name.c:96.
 -- Keeps true: the sources stay as they are; a mutant lives below BUILD/mutate, and can neither run
 -- for ever nor take all memory. A mutant that all specs pass is a failure, unless spec/mutants.lua
 -- says why nothing can tell it from the original.
