@@ -79,6 +79,37 @@ describe("the benchmark", function()
     assert.matches("\ntrip, us [^\n]* %-100.0 %%\n", result.out)
   end)
 
+  it("judges by the bound, else beside what stood next to it when the bound was set", function()
+    local cases <const>, report <const> = dofile "scripts/bench/cases.lua",
+      dofile "scripts/bench/report.lua"
+    local function verdict(id, medians)
+      for _, case in ipairs(cases) do
+        if case.id == id then return report.verdict { targets = report.targets(case, medians) } end
+      end
+    end
+    for _, t in ipairs {
+      { "met", "async", { plua = 1.5, mp = 2 } },
+      { "by ratio: 0.05 of multiprocessing (<= 0.067)", "async", { plua = 2, mp = 40 } },
+      { "MISSES <= 1.5 us", "async", { plua = 2, mp = 22.4 } },
+      { "MISSES <= 1.5 us", "async", { plua = 2 } },
+      { "by ratio: 0.2 of multiprocessing (<= 0.202)", "oneshot",
+        { plua = 60, serial = 60, mp = 300 } },
+      { "MISSES 1.3 x serial", "oneshot", { plua = 50, serial = 38, mp = 300 } },
+      { "not judged: 5 x multiprocessing", "oneshot", { plua = 50, serial = 39 } },
+      { "met", "cpu", { plua = 0.99, pair = 0.5 } },
+      { "by ratio: 0.99 of bare processes (>= 0.99)", "cpu", { plua = 0.9, pair = 0.99 } },
+      { "MISSES >= 0.99", "cpu", { plua = 0.98, pair = 0.98 } },
+      { "by ratio: 1.02 of bare processes (<= 1.02)", "skew_last", { plua = 1.5, pair = 1.02 } },
+      { "MISSES <= 1.02", "skew_last", { plua = 1.03, pair = 1.03 } },
+      { "by ratio: 1.1 of 1,000 bare forks (<= 1.1)", "thousand",
+        { plua = 220, limit = 200, plua_private_kb = 300 } },
+      { "MISSES <= 150 ms, <= 300 kB private", "thousand",
+        { plua = 151, limit = 100, plua_private_kb = 301 } },
+    } do
+      assert.equal(t[1], verdict(t[2], t[3]))
+    end
+  end)
+
   it("says which options there are, and that no case has such a name", function()
     assert.matches("'--fast' is not understood: --runs=N", bench("build", "--fast").err, 1, true)
     for options, message in pairs {

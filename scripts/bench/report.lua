@@ -18,14 +18,32 @@ local function cell(result)
   return figure(result.median) or result.why == "not installed" and "n/i" or "-"
 end
 
---- Whether a row's targets are met: "met", or those that are not.
+--- The targets of a case, judged.
+---@param case table
+---@param medians table  of plua, the limit and the peers, by who
+---@return {text: string, met: boolean?, ratio: string?}[]  none where plua has no figure
+function report.targets(case, medians)
+  local targets <const> = {}
+  local judged <const> = medians.plua and case.targets(medians) or {}
+  for i, target in ipairs(judged) do
+    targets[i] = { text = target[1], met = target[2], ratio = target[3] }
+  end
+  return targets
+end
+
+--- Whether a row's targets are met: "met", the ratio by which one holds, or those that are missed.
 function report.verdict(row)
-  local missed, unknown = {}, {}
+  local missed, ratios, unknown = {}, {}, {}
   for _, target in ipairs(row.targets) do
-    if target.met == false then missed[#missed + 1] = target.text end
-    if target.met == nil then unknown[#unknown + 1] = target.text end
+    if target.met == false then
+      local list <const> = target.ratio and ratios or missed
+      list[#list + 1] = target.ratio or target.text
+    elseif target.met == nil then
+      unknown[#unknown + 1] = target.text
+    end
   end
   if #missed > 0 then return "MISSES " .. table.concat(missed, ", ") end
+  if #ratios > 0 then return "by ratio: " .. table.concat(ratios, ", ") end
   return #unknown > 0 and "not judged: " .. table.concat(unknown, ", ") or "met"
 end
 
