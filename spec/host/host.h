@@ -235,6 +235,7 @@ static inline void host_check_cube(const plua_event *e) {
 static inline int host_main(int argc, char **argv, const struct host_case *cases) {
   for (const struct host_case *c = cases; argc == 2 && c->name; c++) {
     if (strcmp(c->name, argv[1]) != 0) continue;
+    for (int fd = 3; fd < 64; fd++) close(fd); /* what whoever started us left open */
     int fds = host_fds();
     c->run();
     CHECK_IS(host_fds(), fds);
