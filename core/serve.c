@@ -16,27 +16,16 @@
 
 #include "fail.h"
 #include "lines.h"
+#include "serve_spill.h"
 #include "team.h"
 
 enum {
-  LIVE_MAX = 64,
   ROOM_MIN = 64,
   CLOCK_EVERY = 64,
   CLOCK_FINE_NS = 2000,
   IDLE_MS = 1000,
   RSS_EVERY_NS = 5000000,
   WAIT_MS = 100
-};
-#define SPILL_SOFT \
-  (UINT64_C(32) << 20) /* spilled bytes that may wait before we wait for the owner */
-
-/* Messages too large for the ring lie one behind the other in the spill area, which starts again
-   at 0 whenever the owner has released them all. */
-struct spill {
-  unsigned char *base;
-  size_t size, at, end; /* message under way: [at, end) */
-  size_t touched;       /* memory exists below this */
-  uint32_t sent, done;  /* messages published, and released as last seen */
 };
 
 /* When an item began, for its error's sake: exact where items take long, off by at most
@@ -62,7 +51,6 @@ struct server {
   struct board_view view; /* of our own: to note something in the team's would copy a page */
   struct ring ring;
   struct spill spill;
-  bool spilled;       /* the message under way lies in the spill area */
   bool deaf;          /* the doorbell cannot be rung: leave after publishing */
   int worn;           /* this process shall be replaced */
   uint64_t rss_limit; /* 0: none */
@@ -113,67 +101,15 @@ static void stay_one(const struct server *s) {
 
 /* ---- replies ------------------------------------------------------------------------------- */
 
-/* Most workers need no spill area: it is mapped at its first use. Makes sure that memory exists
-   below 'end': a failure is an error here, not a SIGBUS later. */
-static int spill_touch(struct server *s, size_t end) {
-  struct spill *p = &s->spill;
-  if (end <= p->touched) return 0;
-  size_t upto = (end + 0xffff) & ~(size_t)0xffff;
-  if (upto > p->size) upto = p->size;
-  int err = FAIL_ERROR(W_SPILL);
-  if (err) return err;
-  if (!p->base) p->base = team_enter_spill(s->team, s->me);
-  if (!p->base) return -ENOMEM;
-#ifdef MADV_POPULATE_WRITE
-  int r;
-  do r = madvise(p->base + p->touched, upto - p->touched, MADV_POPULATE_WRITE);
-  while (r < 0 && errno == EINTR);
-  if (r < 0 && errno != EINVAL) return -ENOMEM; /* EINVAL: Linux before 5.14, touched on use */
-#endif
-  p->touched = upto;
-  return 0;
-}
-
-/* Forgets released messages; large areas that are no longer needed are given back. */
-static void spill_tidy(struct server *s) {
-  struct spill *p = &s->spill;
-  p->done = atomic_load_explicit(&s->slice->spill_done, memory_order_acquire);
-  if (p->done != p->sent) return;
-  p->at = 0;
-  if (s->spilled || p->touched <= 2 * SPILL_SOFT) return;
-  madvise(p->base + SPILL_SOFT, p->touched - SPILL_SOFT, MADV_REMOVE);
-  p->touched = SPILL_SOFT;
-}
-
-/* Waits until so little of what was sent is unreleased that 'want' bytes find room. A message that
-   is under way ('used' bytes at 'at') moves to the start when all before it is released. */
-static int spill_room(struct server *s, size_t used, size_t want) {
-  struct spill *p = &s->spill;
-  if (want > p->size) return PLUA_ETOOBIG;
-  size_t soft = s->spilled ? p->size : SPILL_SOFT;
-  for (;;) {
-    size_t at = p->at;
-    spill_tidy(s);
-    if (used && p->at < at) memmove(p->base + p->at, p->base + at, used);
-    if (!p->at || (p->at < soft && p->sent - p->done < LIVE_MAX && want <= p->size - p->at))
-      return 0;
-    wait_owner(s);
-  }
-}
-
 static int into_spill(struct server *s, size_t used, size_t want) {
   struct spill *p = &s->spill;
-  int err = spill_room(s, s->spilled ? used : 0, want);
-  if (err) return err;
-  size_t roomy = want + used / 8; /* it grows in place: a little ahead saves calls */
-  if (roomy > p->size - p->at) roomy = p->size - p->at;
-  err = spill_touch(s, p->at + roomy);
-  if (!err && !s->spilled) memcpy(p->base + p->at, s->out.begin, used);
-  s->spilled = s->spilled || !err;
-  if (!s->spilled) return err;
-  s->out.begin = p->base + p->at;
+  size_t room;
+  int err;
+  while ((err = spill_grow(p, s->out.begin, used, want, &room)) == SPILL_FULL) wait_owner(s);
+  if (!p->under_way) return err;
+  s->out.begin = spill_message(p);
   s->out.at = s->out.begin + used;
-  if (!err) s->out.end = s->out.begin + roomy;
+  if (!err) s->out.end = s->out.begin + room;
   return err;
 }
 
@@ -182,7 +118,7 @@ static int more(plua_out *out, size_t need) {
   size_t used = (size_t)(out->at - out->begin), want = used + need, room;
   stay_one(s);
   if (want < used) return PLUA_ETOOBIG;
-  if (s->spilled || want > ring_max(&s->ring) / 2) return into_spill(s, used, want);
+  if (s->spill.under_way || want > ring_max(&s->ring) / 2) return into_spill(s, used, want);
   unsigned char *p;
   while (!(p = ring_reserve(&s->ring, want, &room))) wait_owner(s);
   memmove(p, out->begin, used);
@@ -191,7 +127,7 @@ static int more(plua_out *out, size_t need) {
 }
 
 static inline void reply_into(struct server *s, unsigned char *p, size_t room) {
-  s->spilled = false;
+  s->spill.under_way = false;
   s->out.begin = s->out.at = p;
   s->out.end = p + room;
 }
@@ -213,19 +149,16 @@ static inline void reply_begin(struct server *s) {
 }
 
 COLD static void publish_spilled(struct server *s, unsigned kind, uint16_t tag, size_t len) {
-  struct spill *p = &s->spill;
-  struct frame_spill f = {team_spill(s->team, s->me) + p->at, len};
+  struct frame_spill f = spill_end(&s->spill, len);
   reply_begin(s);
   memcpy(s->out.at, &f, sizeof f);
-  p->at += (len + 63) & ~(size_t)63;
-  p->sent++;
   ring_publish(&s->ring, kind | FRAME_SPILLED, tag, sizeof f);
 }
 
 static inline void reply_publish(struct server *s, unsigned kind, uint16_t tag) {
   size_t len = (size_t)(s->out.at - s->out.begin);
   FAIL_POINT(W_PUBLISH_BEFORE);
-  if (LIKELY(!s->spilled))
+  if (LIKELY(!s->spill.under_way))
     ring_publish(&s->ring, kind, tag, (uint32_t)len);
   else
     publish_spilled(s, kind, tag, len);
@@ -591,7 +524,8 @@ _Noreturn void serve(struct team *t, unsigned w) {
   s->left = t->max_tasks ? t->max_tasks : UINT64_MAX;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
   ring_attach(&s->ring, &slice->ring, (unsigned char *)slice + t->ring_off, t->ring_size);
-  s->spill = (struct spill){.base = spill, .size = t->spill_len};
+  s->spill = (struct spill){
+    .team = t, .me = w, .released = &slice->spill_done, .base = spill, .size = t->spill_len};
   rss_begin(s);
   wait_for_go(s);
   FAIL_POINT(W_GO);
