@@ -155,8 +155,8 @@ typedef struct plua_tasks {
      every 50 ms while it goes on: makes 'run' end soon, with a positive answer. */
   void (*interrupt)(void *ctx);
   /* Optional, called in place of 'run', which is there all the same: runs feed->item and those that
-     follow until feed->done answers 0. So what is set up around an item (a lua_pcall, a try) can be
-     set up around many. */
+     follow, of any job, until feed->done answers 0. So what is set up around an item (a lua_pcall,
+     a try) can be set up around many. */
   void (*run_many)(void *ctx, plua_feed *feed);
   /* Optional. Called once, before 'guard', in a process that becomes a worker or, where there is a
      spare (PLUA_SPARE), of which workers are copies: does what all of them have in common. Of two

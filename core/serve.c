@@ -41,6 +41,7 @@ struct work {
   plua_item item;
   uint64_t first, cursor;
   uint16_t k, count; /* below BATCH_MAX */
+  bool begun;        /* there is a batch; its end has not been told */
   struct stopwatch watch;
 };
 
@@ -241,6 +242,11 @@ static uint64_t payload_at(const struct team *t, uint64_t off, const void **data
   return off + 8 + ((n + 7) & ~UINT64_C(7));
 }
 
+/* A batch that is taken as soon as the one before is done begins when that ended. */
+static void clock_go_on(struct stopwatch *w, int64_t now) {
+  *w = (struct stopwatch){.first = now, .since = now, .left = 1, .step = 1};
+}
+
 NOINLINE static void clock_read(struct stopwatch *w) {
   int64_t now = now_ns();
   if (!w->step) w->first = now;
@@ -307,38 +313,16 @@ COLD static void answer_publish(struct server *s, int answer) {
     say_tail(s, answer, now_ns() - s->work.watch.since, s->work.k, printed);
 }
 
-/* The item that ran has its answer: publishes it and claims the next one. */
-static int item_done(plua_feed *feed, int answer) {
-  struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
-  s->running = 0;
-  stay_one(s);
-  if (LIKELY(!(answer | lines_lost | s->keeps)))
-    reply_publish(s, FRAME_VALUE, s->work.k);
-  else
-    answer_publish(s, answer);
-  if (UNLIKELY(--s->left == 0)) s->worn = 1;
-  if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
-  return item_next(s);
-}
-
-static void run_items(struct server *s) {
-  const plua_tasks *t = &s->team->tasks;
-  plua_feed *feed = &s->work.feed;
-  if (!item_next(s)) return;
-  if (t->run_many)
-    t->run_many(t->ctx, feed);
-  else
-    while (item_done(feed, t->run(t->ctx, feed->item, feed->out))) continue;
-}
-
 /* Makes the batch in a slot the worker's work. */
 static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   const struct slot *slot = &s->view.slot[i];
   struct work *w = &s->work;
   unsigned n = slot->n;
-  *w = (struct work){.first = slot->first, .cursor = slot->off};
+  w->begun = true;
+  w->first = slot->first;
+  w->cursor = slot->off;
+  w->count = 0;
   w->item = (plua_item){.job = slot->job, .attempt = slot->attempt, .call_len = slot->call_len};
-  w->feed = (plua_feed){&w->item, &s->out, item_done};
   uint64_t call = slot->call_off;
   if (slot->check != slot_check(slot, seq) || n == 0) _exit(STATUS_BOARD); /* scribbled */
   if (call) w->item.call = s->team->payloads + call;
@@ -350,15 +334,68 @@ static void work_begin(struct server *s, uint32_t i, uint32_t seq) {
   if (UNLIKELY(s->keeps || slot->attempt > 1)) keep_words(s, slot->attempt);
 }
 
-/* Runs a batch. False: this worker must not take another item. */
-static bool run_batch(struct server *s, uint32_t i, uint32_t seq) {
-  work_begin(s, i, seq);
-  run_items(s);
-  if (spent(s)) return false; /* the owner sees from the word how far it came */
-  int64_t took = s->work.count ? now_ns() - s->work.watch.first : 0;
+/* The batch has no more items. Where this worker must not run another one, the owner sees from the
+   word how far it came. */
+static void work_end(struct server *s) {
+  struct work *w = &s->work;
+  w->begun = false;
+  if (spent(s)) return;
+  int64_t now = now_ns(), took = w->count ? now - w->watch.first : 0;
   FAIL_POINT(W_END);
-  say(s, FRAME_END, s->work.count, &took, sizeof took);
+  say(s, FRAME_END, w->count, &took, sizeof took);
+  clock_go_on(&w->watch, now);
+}
+
+static int take_batch(struct server *s, uint32_t *seq) {
+  struct board_view *v = &s->view;
+  int i = board_take(v, s->from, s->me + 1, seq);
+  if (v->ring) {
+    v->ring = false;
+    doorbell(s);
+  }
+  if (i >= 0) FAIL_POINT(W_DEQ);
+  return i;
+}
+
+static bool must_leave(const struct server *s) {
+  return spent(s) || atomic_load_explicit(&s->slice->retire, memory_order_relaxed);
+}
+
+/* The batch has no more items: takes the next one that has, and claims its first. False: there is
+   none now, or this worker must not take it. */
+NOINLINE static bool work_next(struct server *s) {
+  uint32_t seq;
+  int i;
+  do {
+    if (s->work.begun) work_end(s);
+    if (must_leave(s) || (i = take_batch(s, &seq)) < 0) return false;
+    work_begin(s, (uint32_t)i, seq);
+  } while (!item_next(s));
   return true;
+}
+
+/* The item that ran has its answer: publishes it and goes on to the next one. */
+static int item_done(plua_feed *feed, int answer) {
+  struct server *s = (struct server *)((char *)feed - offsetof(struct server, work.feed));
+  s->running = 0;
+  stay_one(s);
+  if (LIKELY(!(answer | lines_lost | s->keeps)))
+    reply_publish(s, FRAME_VALUE, s->work.k);
+  else
+    answer_publish(s, answer);
+  if (UNLIKELY(--s->left == 0)) s->worn = 1;
+  if (UNLIKELY(s->rss_limit) && s->work.watch.left == 0) rss_check(s);
+  return item_next(s) || work_next(s);
+}
+
+/* Runs items until there are no more to take. */
+static void run_items(struct server *s) {
+  const plua_tasks *t = &s->team->tasks;
+  plua_feed *feed = &s->work.feed;
+  if (t->run_many)
+    t->run_many(t->ctx, feed);
+  else
+    while (item_done(feed, t->run(t->ctx, feed->item, feed->out))) continue;
 }
 
 /* Nothing to take: sleeps. False: this worker shall leave. */
@@ -376,18 +413,14 @@ static bool idle(struct server *s, uint32_t bell) {
 }
 
 static void take_all(struct server *s) {
-  struct board_view *v = &s->view;
   bool go = true;
   while (go) {
-    uint32_t bell = atomic_load(&v->board->bell), seq;
-    int i = board_take(v, s->from, s->me + 1, &seq);
-    if (v->ring) {
-      v->ring = false;
-      doorbell(s);
-    }
-    if (i >= 0) FAIL_POINT(W_DEQ);
-    go = i >= 0 ? run_batch(s, (uint32_t)i, seq) : idle(s, bell);
-    if (atomic_load_explicit(&s->slice->retire, memory_order_relaxed)) go = false;
+    uint32_t bell = atomic_load(&s->view.board->bell);
+    s->work.watch = (struct stopwatch){0};
+    if (work_next(s))
+      run_items(s);
+    else
+      go = !must_leave(s) && idle(s, bell) && !must_leave(s);
   }
 }
 
@@ -521,6 +554,7 @@ _Noreturn void serve(struct team *t, unsigned w) {
   *ours = 1;
   *s = (struct server){.team = t, .slice = slice, .view = t->view, .me = w, .ours = ours};
   s->out.more = more;
+  s->work.feed = (plua_feed){&s->work.item, &s->out, item_done};
   s->left = t->max_tasks ? t->max_tasks : UINT64_MAX;
   s->self = (plua_self){(int)w + 1, getpid(), t->owner, &s->worn};
   ring_attach(&s->ring, &slice->ring, (unsigned char *)slice + t->ring_off, t->ring_size);

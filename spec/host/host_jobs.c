@@ -141,7 +141,7 @@ static void expect_cube_or_worse(struct drive *d, const plua_event *e) {
   if (e->what == PLUA_RESULT && !e->failed) expect_cube(d, e);
 }
 
-/* All the items of a batch in one call. */
+/* Many items in one call. */
 static void cubes_fed(void *ctx, plua_feed *feed) {
   while (feed->done(feed, cube_or_worse(ctx, feed->item, feed->out))) continue;
 }
