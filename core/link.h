@@ -91,7 +91,7 @@ struct link_ops {
      if it ends after all. */
   void (*abandon)(struct link *l, int w);
   /* Kills worker w if somebody has stopped it while it runs nothing: it has begun at most 'got'
-     items of the batch that it began last. */
+     items of the batch that it began last. One that shall leave is let go on, the first time. */
   void (*end_stopped)(struct link *l, int w, unsigned got);
   /* The next event. replies[] takes 'max' values at most; NULL: one value at a time. */
   int (*next)(struct link *l, struct link_event *e, plua_reply *replies, unsigned max);

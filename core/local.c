@@ -121,7 +121,7 @@ static void local_retire(struct link *link, int w) {
   if (w < 0)
     atomic_store(&l->team.view.board->closed, l->closed = true);
   else if (l->peer[w].state != P_NONE)
-    atomic_store(&l->peer[w].slice->retire, 1);
+    atomic_store(&l->peer[w].slice->retire, l->peer[w].leaves = true);
   board_wake(&l->team.view, INT32_MAX);
 }
 
@@ -188,13 +188,19 @@ static void local_distrust(struct link *link, int w) {
   self(link)->peer[w].broken = true;
 }
 
-/* It is held first, since whoever stopped it may let it go on meanwhile. */
+/* Who shall leave is let go on once, to do so in peace. Who is killed is held first, since whoever
+   stopped it may let it go on meanwhile. */
 static void local_end_stopped(struct link *link, int w, unsigned got) {
-  struct peer *p = &self(link)->peer[w];
+  struct local *l = self(link);
+  struct peer *p = &l->peer[w];
   if (p->state != P_ALIVE || !proc_stopped(&p->proc)) return;
   uint64_t word = atomic_load(&p->slice->word);
   bool runs = word_next(word) > got || (word_next(word) && word_seq(word) != p->seq);
   if (word == WORD_HOLD || runs) return;
+  if ((l->closed || p->leaves) && !p->woken) {
+    p->woken = proc_signal(&p->proc, SIGCONT) == 0;
+    return;
+  }
   if (!atomic_compare_exchange_strong(&p->slice->word, &word, WORD_HOLD)) return;
   p->word = word;
   p->state = P_HELD;

@@ -30,6 +30,8 @@ struct peer {
   bool killed; /* by us */
   bool lost;   /* killed, and does not end */
   bool quiet;  /* P_HELD: LINK_QUIET was told */
+  bool leaves; /* was told to, alone */
+  bool woken;  /* it was stopped when it should leave, and was let go on */
   struct proc proc;
   pid_t pid; /* stays when proc has been reaped */
   struct ring ring;

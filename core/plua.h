@@ -217,7 +217,9 @@ PLUA_API int plua_fork(plua_pool *pool);
 PLUA_API int plua_resize(plua_pool *pool, int workers);
 
 /* Takes no more jobs. Workers run what was submitted, then leave in peace (tasks.leave); when the
-   last one is gone plua_next answers PLUA_ENDED. */
+   last one is gone plua_next answers PLUA_ENDED. One that somebody has stopped (SIGSTOP) while it
+   runs no item is let go on after half a second, and killed if it is stopped again; so are those
+   that plua_resize sends away. */
 PLUA_API int plua_shutdown(plua_pool *pool);
 
 /* What happened to the pool, in a sentence, after a call on it failed. Never NULL; the pool's. */

@@ -140,7 +140,7 @@ int plua_resize(plua_pool *p, int workers) {
     return pool_say(p, PLUA_EARG, "a pool of %u can be resized to 1 .. %u workers, not %d",
                     p->target, p->link->cap, workers);
   for (unsigned w = (unsigned)workers; w < p->link->cap; w++)
-    if (p->worker[w].state != W_NONE) p->link->ops->retire(p->link, (int)w);
+    if (p->worker[w].state != W_NONE) pool_part(p, w);
   p->target = (unsigned)workers;
   sched_team(p->sched, p->target);
   return 0;

@@ -35,6 +35,7 @@ struct worker {
   int64_t since_ns, again_ns;
   unsigned watched;
   int64_t rests_ns; /* watch.c: since when it runs nothing that is timed; 0: it does */
+  bool leaves;      /* it was told to leave though others stay */
 };
 
 /* What the pool keeps of a job beside sched's own record; found by sched_index. */
@@ -73,7 +74,9 @@ struct plua_pool {
   uint64_t careful_until; /* items done when that is over */
   struct link_event spoiler; /* the last death of a worker that broke the protocol */
   bool closing, ended_told, fork_told;
-  int short_code; /* to tell: why fewer workers than wanted; 0: nothing */
+  bool parting;    /* a worker that was told to leave though others stay may not have left */
+  int64_t look_ns; /* watch.c: when it looks again, where nothing is timed */
+  int short_code;  /* to tell: why fewer workers than wanted; 0: nothing */
   bool short_told;
   int64_t fork_after_ns; /* no fork is asked for before */
   int failed;            /* PLUA_EBOOT: all is over */
@@ -103,6 +106,8 @@ void pool_free(struct plua_pool *p, struct pool_job *j, uint64_t index, uint64_t
 void pool_tidy(struct plua_pool *p, uint64_t job);
 /* Tells workers that nothing more comes, once that is so. */
 void pool_retire(struct plua_pool *p);
+/* Has worker w leave when it is idle. */
+void pool_part(struct plua_pool *p, unsigned w);
 /* Frees what the last event had borrowed. */
 void pool_release(struct plua_pool *p);
 /* Makes the event of an item that has no reply; l: what is known of its worker. 1. */

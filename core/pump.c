@@ -318,11 +318,16 @@ static bool boot_failed(struct plua_pool *p, const struct worker *was, int signa
   return ++p->boot_deaths >= (unsigned)limit;
 }
 
+void pool_part(struct plua_pool *p, unsigned w) {
+  p->link->ops->retire(p->link, (int)w);
+  p->worker[w].leaves = p->parting = true;
+}
+
 /* An item shall run alone, since memory ran out: idle workers must not hold on to what they needed
    for items before. Each leaves when it is idle, and a fresh one takes its place. */
 static void renew(struct plua_pool *p) {
   for (unsigned w = 0; w < p->link->cap; w++)
-    if (p->worker[w].state == W_UP) p->link->ops->retire(p->link, (int)w);
+    if (p->worker[w].state == W_UP) pool_part(p, w);
 }
 
 /* It died in 'leave', or right behind: unless we killed it, somebody should know. */

@@ -85,7 +85,7 @@ static int peer_begin(struct local *l, unsigned w) {
   p->pid = p->proc.pid;
   p->slot = NO_SLOT;
   p->seq = 0;
-  p->broken = p->quiet = p->spilled = p->killed = p->lost = false;
+  p->leaves = p->woken = p->broken = p->quiet = p->spilled = p->killed = p->lost = false;
   p->signal = 0;
   p->status = -1;
   l->live[l->lives++] = (int)w;

@@ -1,5 +1,5 @@
 /* watch.c: items that run for too long: interrupted first, killed after a grace; and workers that
-   were stopped while they run nothing: killed, since the call would wait for them.
+   were stopped while they run nothing, where a call would wait for them: ended.
    Invariant: an item is given its whole timeout, counted from when it was first seen running; only
    that item is hit, since the interrupt names it and a kill holds its worker first.
    Knows the monotonic clock and the pool. Does not know signals or Lua.
@@ -10,13 +10,16 @@
 #define TICK_MIN_NS 1000000
 #define TICK_MAX_NS 50000000
 
-/* Also while workers leave, if there ever was a timeout. */
+#define LEAVE_TICK_NS (GRACE_NS / 2)
+
+/* Also while workers leave. */
 static bool watches(const struct plua_pool *p) {
-  return p->timed || (p->closing && p->shortest_ns);
+  return p->timed || p->closing || p->parting;
 }
 
 int64_t pool_watch_tick(const struct plua_pool *p) {
   if (!watches(p)) return -1;
+  if (!p->timed) return LEAVE_TICK_NS;
   int64_t tick = p->shortest_ns / 16;
   return tick < TICK_MIN_NS ? TICK_MIN_NS : tick > TICK_MAX_NS ? TICK_MAX_NS : tick;
 }
@@ -49,13 +52,14 @@ static void end_item(struct plua_pool *p, int number, unsigned k, int64_t late_n
 }
 
 /* Between items a worker needs microseconds, but for 'init' and 'finish', which may take long; one
-   that is stopped there holds back what it has taken, or never leaves. */
+   that is stopped there holds back what it has taken, or never leaves. Where nothing is timed, that
+   is for whoever has stopped it to know, save of those that shall leave. */
 static void end_stopped(struct plua_pool *p, int number, int64_t now) {
   struct worker *w = &p->worker[number];
   struct sched_batch b;
   int who;
   unsigned got;
-  if (w->state == W_NONE || w->doomed) return;
+  if (w->state == W_NONE || w->doomed || !(p->timed || p->closing || w->leaves)) return;
   if (!w->rests_ns) w->rests_ns = now;
   if (now - w->rests_ns < p->shortest_ns + GRACE_NS) return;
   w->rests_ns = now; /* asks the kernel now and then only */
@@ -67,8 +71,12 @@ void pool_watch(struct plua_pool *p) {
   if (!watches(p)) return;
   int64_t now = now_ns(), timeout_ns;
   unsigned k;
+  if (!p->timed && now < p->look_ns) return;
+  p->look_ns = now + LEAVE_TICK_NS;
+  p->parting = false;
   for (unsigned i = 0; i < p->link->cap; i++) {
     struct worker *w = &p->worker[i];
+    p->parting |= w->leaves;
     if (w->doomed) continue; /* how long it ran is told with its death */
     if (!timed_item(p, (int)i, &k, &timeout_ns)) {
       w->since_ns = 0;

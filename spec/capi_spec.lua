@@ -38,6 +38,7 @@ local programs <const> = {
     guard_returns = "fail when the guard does not run the body",
     ready_once = "make what workers have in common once in each spare",
     shutdown = "end in peace, each worker leaving once",
+    shutdown_stopped = "end in peace though a worker that rests is stopped",
     max_tasks = "replace a worker after its number of items",
     resize = "grow and shrink",
     resize_in_run = "grow and shrink in the middle of a job",

@@ -368,6 +368,66 @@ describe("a worker that somebody stops while it runs nothing", function()
     assert.is_true(pool:join(SLACK))
   end)
 
+  it("does not keep any pool from ending, and runs 'finish'", function()
+    local path <const> = helper.tmp() .. "/finished"
+    local pool <close> = plua.pool { workers = 2, finish = function() helper.write(path, "x") end }
+    local pid <const> = pool:apply(crash.pid)
+    crash.kill(pid, SIGSTOP)
+    pool:close()
+    local gone <const> = pool:join(SLACK)
+    if not gone then crash.kill(pid, 9) end -- or this would hang
+    assert.is_true(gone)
+    assert.equal("x", helper.read(path))
+  end)
+
+  it("does not keep a pool from ending though it is stopped again", function()
+    local pool <close> = plua.pool { workers = 1, finish = function() crash.raise(SIGSTOP) end }
+    local pid <const> = pool:apply(crash.pid)
+    crash.kill(pid, SIGSTOP)
+    pool:close()
+    local fine <const>, err <const> = pcall(pool.join, pool, SLACK)
+    if fine then crash.kill(pid, 9) end
+    assert.same({ false, "crash" }, { fine, err.kind })
+    assert.matches("was killed by SIGKILL while running 'finish'", err.message, 1, true)
+  end)
+
+  it("does not keep a one-shot call from ending", function()
+    local script <const> = helper.script(([[
+      local plua, crash = require "plua", require "crashkit"
+      local r = plua.map(crash.pid, { 1, 2 }, { workers = 2, chunksize = 1,
+        finish = function() crash.raise(%d) end })
+      print(r.n)
+    ]]):format(SIGSTOP))
+    local result <const> = helper.run(helper.lua .. " " .. script, { timeout = SLACK })
+    assert.equal("2\n", result.out, result.err)
+  end)
+
+  it("does not keep its place when the pool is made smaller", function()
+    local pool <close> = plua.pool { workers = 2 }
+    local meet <const> = pool:map(function() crash.csleep(0.1) return crash.pid() end, { 1, 2 },
+      { chunksize = 1 })
+    for _, pid in ipairs(meet) do crash.kill(pid, SIGSTOP) end
+    pool:resize(1)
+    local future <const> = pool:apply_async(crash.pid)
+    pcall(future.wait, future, 2)
+    local left <const> = helper.wait(function()
+      return not helper.alive(meet[1]) or not helper.alive(meet[2])
+    end)
+    for _, pid in ipairs(meet) do if helper.alive(pid) then crash.kill(pid, SIGCONT) end end
+    assert.is_true(left)
+    assert.truthy(meet[1] == future:get() or meet[2] == future:get())
+  end)
+
+  it("keeps the item that it runs, though its pool ends", function()
+    local pool <close> = plua.pool { workers = 1 }
+    local future <const> = pool:apply_async(function() crash.raise(SIGSTOP) return crash.pid() end)
+    pool:close()
+    assert.same({ pcall(pool.join, pool, 2) }, { true, false })
+    for _, pid in ipairs(helper.children()) do crash.kill(pid, SIGCONT) end
+    assert.is_true(pool:join(SLACK))
+    assert.equal("number", type(future:get()))
+  end)
+
   it("is waited for where there is none", function()
     local pool <close> = plua.pool { workers = 1 }
     local pid <const> = pool:apply(crash.pid)

@@ -357,6 +357,32 @@ static void shutdown_pool(void) {
   shutdown_with((plua_options){.flags = PLUA_SPARE}, 2, 301);
 }
 
+/* Nobody tells the pool that its workers, which rest, are stopped. */
+static void shutdown_stopped(void) {
+  plua_options o = {0};
+  plua_tasks t = {.size = sizeof t, .run = cube, .leave = complain};
+  struct drive d;
+  int left = 0;
+  drive_submit(&d, host_open_with(1, &o, &t), 1, (plua_job){0});
+  pid_t pid = 0;
+  while (d.outcomes < d.n) {
+    plua_event e;
+    CHECK_IS(plua_next(d.pool, &e), 0);
+    if (e.what == PLUA_FORK) CHECK_IS(plua_fork(d.pool), 1);
+    if (e.what == PLUA_RESULT) drive_count(&d, &e), pid = e.pid;
+    if (e.what == PLUA_NOTHING) CHECK(plua_wait(d.pool, -1, 0) != 0);
+  }
+  CHECK_IS(kill(pid, SIGSTOP), 0);
+  d.on = count_left;
+  d.mine = &left;
+  CHECK_IS(plua_shutdown(d.pool), 0);
+  while (!d.ended)
+    if (!drive_step(&d)) CHECK(plua_wait(d.pool, -1, 0) != 0);
+  CHECK_IS(left, 1);
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
 static void max_tasks(void) {
   plua_options o = {.max_tasks = 7};
   plua_tasks t = {.size = sizeof t, .run = cube};
@@ -610,6 +636,7 @@ int main(int argc, char **argv) {
     {"guard_returns", guard_returns},
     {"ready_once", ready_once},
     {"shutdown", shutdown_pool},
+    {"shutdown_stopped", shutdown_stopped},
     {"max_tasks", max_tasks},
     {"resize", resize},
     {"resize_in_run", resize_in_run},

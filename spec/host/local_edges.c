@@ -320,6 +320,24 @@ static bool ends_stopped(uint64_t word, unsigned got, bool stopped) {
   return ends;
 }
 
+/* Who shall leave goes on, once. */
+static void leaves_stopped(int who) {
+  siginfo_t info;
+  takes(OUT_BEGUN, 0);
+  set_word(0, word_make(SEQ, 4, N));
+  embody(0);
+  pid_t pid = l->peer[0].proc.pid;
+  ops->retire(k, who);
+  for (int round = 0; round < 2; round++) {
+    kill(pid, SIGSTOP);
+    CHECK(waitid(P_PID, (id_t)pid, &info, WSTOPPED | WNOWAIT) == 0);
+    ops->end_stopped(k, 0, 4);
+    CHECK(l->peer[0].killed == (round == 1));
+    if (round == 0) CHECK(waitid(P_PID, (id_t)pid, &info, WCONTINUED) == 0);
+  }
+  CHECK(ended_by(0) == SIGKILL);
+}
+
 static void stopped(void) {
   CHECK(ends_stopped(word_make(SEQ, 4, N), 4, true));
   CHECK(!ends_stopped(word_make(SEQ, 4, N), 4, false)); /* is not stopped */
@@ -327,6 +345,8 @@ static void stopped(void) {
   CHECK(!ends_stopped(word_make(SEQ + 1, 1, N), 4, true));
   CHECK(ends_stopped(word_make(SEQ + 1, 0, N), 4, true)); /* has not begun the first */
   CHECK(!ends_stopped(WORD_HOLD, UINT16_MAX, true));
+  leaves_stopped(0);
+  leaves_stopped(-1);
   takes(OUT_BEGUN, 0);
   l->peer[0].state = P_ENDED;
   ops->end_stopped(k, 0, 0);
