@@ -290,8 +290,9 @@ enum {
    begun. Items that are left running get their outcome as usual. */
 PLUA_API int64_t plua_cancel(plua_pool *pool, uint64_t id, uint64_t first, uint64_t count, int how);
 
-/* Forgets a job: its items that have no outcome yet are withdrawn, outcomes still to come are
-   dropped, its payload is freed when nothing uses it any more. Every job ends with this call. */
+/* Forgets a job: its items that have no outcome yet are withdrawn, one that is being put is
+   dropped, outcomes still to come are too, its payload is freed when nothing uses it any more.
+   Every job ends with this call. */
 PLUA_API int plua_forget(plua_pool *pool, uint64_t id);
 
 /* ---- outcomes ------------------------------------------------------------------------------ */

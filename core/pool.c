@@ -446,6 +446,14 @@ int64_t plua_cancel(plua_pool *p, uint64_t id, uint64_t first, uint64_t count, i
   return n;
 }
 
+/* Cancelled items of a job that is forgotten are not told any more. */
+static void forget_cancelled(plua_pool *p, uint64_t id) {
+  size_t kept = p->cancels_told;
+  for (size_t i = kept; i < p->cancels; i++)
+    if (p->cancelled[i].job != id) p->cancelled[kept++] = p->cancelled[i];
+  p->cancels = kept;
+}
+
 int plua_forget(plua_pool *p, uint64_t id) {
   OWNED(p);
   struct pool_job *j = open_job(p, id);
@@ -453,6 +461,8 @@ int plua_forget(plua_pool *p, uint64_t id) {
   recall(p, id, 0, UINT64_MAX);
   int err = sched_forget(p->sched, id);
   if (err) return err;
+  if (p->put_job == id) plua_put_drop(p);
+  forget_cancelled(p, id);
   j->forgotten = true;
   if (p->lent_job == id) p->lent_job = 0; /* its payload goes with the job */
   pool_tidy(p, id);

@@ -25,6 +25,7 @@ local programs <const> = {
     put_drop = "forgets a payload that is dropped",
     put_runs = "takes runs of small payloads, as many as have room",
     forget = "forgets a job in the middle, with its memory",
+    forget_told = "tells nothing of a forgotten job, its cancelled items included",
   },
   host_pool = {
     title = "pools",

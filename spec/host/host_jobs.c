@@ -487,6 +487,41 @@ static void forget(void) {
   host_shared_free((void *)(uintptr_t)flag, 4096);
 }
 
+/* Its cancelled items are not told of either, and no item of it is being put any more. */
+static void forget_told(void) {
+  plua_pool *p = host_open(1, cube);
+  plua_out *out;
+  plua_event e;
+  uint64_t first, second;
+  const plua_job job = {.size = sizeof job};
+  CHECK_IS(plua_submit(p, &job, &first), 0);
+  CHECK_IS(plua_submit(p, &job, &second), 0);
+  for (int i = 0; i < 4; i++) {
+    CHECK_IS(plua_put(p, i % 2 ? first : second, &out), 0);
+    CHECK_IS(plua_write(out, "item", 4), 0);
+    CHECK_IS(plua_put_end(p), 0);
+  }
+  CHECK_IS(plua_cancel(p, first, 0, 1, PLUA_WITHDRAW), 1);
+  CHECK_IS(plua_cancel(p, second, 1, 1, PLUA_WITHDRAW), 1);
+  CHECK_IS(plua_cancel(p, first, 1, 1, PLUA_WITHDRAW), 1);
+  CHECK_IS(plua_put(p, first, &out), 0);
+  CHECK_IS(plua_forget(p, second), 0); /* another job's: what is being put goes on */
+  CHECK_IS(plua_put_end(p), 0);
+  CHECK_IS(plua_put(p, first, &out), 0);
+  CHECK_IS(plua_forget(p, first), 0);
+  CHECK_IS(plua_put_end(p), PLUA_EARG);
+  CHECK_IS(plua_submit(p, &job, &first), 0);
+  CHECK_IS(plua_put(p, first, &out), 0);
+  CHECK_IS(plua_put_end(p), 0);
+  do {
+    CHECK_IS(plua_next(p, &e), 0);
+    if (e.what == PLUA_NOTHING) CHECK(plua_wait(p, -1, 0) >= 0);
+    if (e.what == PLUA_FORK) CHECK_IS(plua_fork(p), 1);
+    if (e.what == PLUA_LOST || e.what == PLUA_RESULT) CHECK_IS(e.job, first);
+  } while (e.what != PLUA_RESULT);
+  plua_close(p);
+}
+
 int main(int argc, char **argv) {
   static const struct host_case cases[] = {
     {"cubes", cubes},
@@ -505,6 +540,7 @@ int main(int argc, char **argv) {
     {"put_drop", put_drop},
     {"put_runs", put_runs},
     {"forget", forget},
+    {"forget_told", forget_told},
     {NULL, NULL},
   };
   return host_main(argc, argv, cases);
