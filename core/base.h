@@ -24,6 +24,7 @@ enum { RING_DEFAULT = 1 << 20, SLOTS_DEFAULT = 1024, SEGMENT = 1 << 20, SPARE_MA
 #define GRACE_NS 500000000
 #endif
 #define UNKILLABLE_NS 5000000000 /* a killed process that has not ended by then may never do */
+#define FAR_NS (INT64_MAX / 4)   /* no clock gets there; sums of a few such times are times still */
 enum { WORKERS_MAX = 65000, BATCH_MAX = 65535, SLOTS_MAX = 1 << 20 };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)

@@ -194,6 +194,7 @@ int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   if (job->size <= offsetof(plua_job, kill_retries)) o.kill_retries = o.crash_retries;
   if (job->size <= offsetof(plua_job, oom_retries)) o.oom_retries = o.crash_retries;
   if (o.timeout_ns < 0) return pool_say(p, PLUA_EARG, "plua_submit: a timeout is not negative");
+  if (o.timeout_ns > FAR_NS) o.timeout_ns = FAR_NS;
   if (p->closing) return pool_say(p, PLUA_ECLOSED, "plua_submit: the pool was shut down");
   if (p->failed) return p->failed;
   if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");

@@ -34,7 +34,7 @@ static int drop_events(struct plua_pool *p) {
 
 int plua_end(plua_pool *p, int64_t grace_ns) {
   if (!*p->ours) return PLUA_EOWNER;
-  int64_t ends = now_ns() + grace_ns, left;
+  int64_t ends = now_ns() + (grace_ns < FAR_NS ? grace_ns : FAR_NS), left;
   plua_put_drop(p);
   forget_all(p);
   plua_shutdown(p);

@@ -563,7 +563,7 @@ static int nap(plua_pool *p, int64_t ns, int bulk) {
 
 int plua_wait(plua_pool *p, int64_t timeout_ns, int bulk) {
   if (!*p->ours) return PLUA_EOWNER;
-  int64_t until = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+  int64_t until = timeout_ns < 0 || timeout_ns > FAR_NS ? -1 : now_ns() + timeout_ns;
   if (sched_waiting(p->sched)) pool_post(p);
   for (;;) {
     if (told_something(p)) return 1;

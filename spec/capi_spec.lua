@@ -88,6 +88,7 @@ local programs <const> = {
     poll_deaths = "wakes the host's poll loop at deaths",
     signal_storm = "goes on in a storm of signals",
     wait_times_out = "ends a wait at its time",
+    far_times = "takes times that never come for no limit",
   },
 }
 

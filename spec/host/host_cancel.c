@@ -319,21 +319,46 @@ static void wait_times_out(void) {
   shared_drop();
 }
 
+static void keep_pid(struct drive *d, const plua_event *e) {
+  if (e->what == PLUA_RESULT) *(pid_t *)d->mine = e->pid;
+}
+
+/* A time that never comes is no limit, neither to a wait nor to an item; so a worker that is
+   stopped for a while is given that while. */
+static void far_times(void) {
+  const plua_job job = {.timeout_ns = INT64_MAX};
+  struct drive d;
+  plua_event e;
+  pid_t pid;
+  drive_submit(&d, host_open(1, quick), 1, job);
+  d.on = keep_pid;
+  d.mine = &pid;
+  while (d.outcomes < 1)
+    if (!drive_step(&d)) CHECK_IS(plua_wait(d.pool, INT64_MAX, 0), 1);
+  CHECK_IS(kill(pid, SIGSTOP), 0);
+  int64_t until = host_now_ns() + 200000000;
+  while (host_now_ns() < until) {
+    CHECK_IS(plua_next(d.pool, &e), 0);
+    CHECK(plua_wait(d.pool, 10000000, 0) >= 0);
+  }
+  CHECK_IS(kill(pid, SIGCONT), 0);
+  plua_stats s = {.size = sizeof s};
+  CHECK_IS(plua_stats_get(d.pool, &s), 0);
+  CHECK_IS(s.alive, 1);
+  CHECK_IS(plua_end(d.pool, INT64_MAX), 1);
+  free(d.seen);
+  plua_close(d.pool);
+}
+
 int main(int argc, char **argv) {
   static const struct host_case cases[] = {
-    {"cancel_waiting", cancel_waiting},
-    {"kill_one_worker", kill_one_worker},
-    {"kill_chunks", kill_chunks},
-    {"kill_spare", kill_spare},
-    {"kill_unheard", kill_unheard},
-    {"kill_range", kill_range},
-    {"kill_at_random", kill_at_random},
-    {"cancelled_payloads", cancelled_payloads},
-    {"poll_loop", poll_loop},
-    {"poll_deaths", poll_deaths},
-    {"signal_storm", signal_storm},
-    {"wait_times_out", wait_times_out},
-    {NULL, NULL},
+    {"cancel_waiting", cancel_waiting}, {"kill_one_worker", kill_one_worker},
+    {"kill_chunks", kill_chunks},       {"kill_spare", kill_spare},
+    {"kill_unheard", kill_unheard},     {"kill_range", kill_range},
+    {"kill_at_random", kill_at_random}, {"cancelled_payloads", cancelled_payloads},
+    {"poll_loop", poll_loop},           {"poll_deaths", poll_deaths},
+    {"signal_storm", signal_storm},     {"wait_times_out", wait_times_out},
+    {"far_times", far_times},           {NULL, NULL},
   };
   return host_main(argc, argv, cases);
 }
