@@ -8,6 +8,7 @@ local _ENV <const> = _G -- luacheck: ignore 211
 local helper <const> = require "spec.helper"
 local plua <const> = require "plua"
 local crash <const> = require "crashkit"
+local system <const> = require "system"
 
 local function add(a, b) return a + b end
 
@@ -98,6 +99,39 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       results[1] = pool:map_async(raise, { 1 }, { on_error = function(e) return e.index end }):get()
       assert.same({ 1, n = 1 }, results[1])
       assert.same({ n = 0 }, pool:map_async(raise, {}):get())
+    end))
+
+    it("of a list has what on_error raises as its one outcome", with_pool(function(pool)
+      local values <const> = { "mine", { 1 }, false, nil }
+      for i = 1, 4 do
+        local asked = 0
+        local future <const> = pool:map_async(raise, { 1, 2, 3 }, { on_error = function()
+          asked = asked + 1
+          error(values[i], 0)
+        end })
+        future:wait()
+        for _ = 1, 2 do
+          local fine <const>, err <const> = pcall(future.get, future)
+          assert.is_false(fine)
+          assert.equal(values[i] == nil and "on_error raised nil" or values[i],
+            plua.iserror(err) and err.message or err)
+          assert.is_true(future:ready())
+          assert.is_false(future:successful())
+        end
+        assert.equal(1, asked)
+      end
+    end))
+
+    it("may be taken back while a callback ends the pool", with_pool(function(pool)
+      local path <const> = helper.tmp() .. "/ran"
+      local first <const> = pool:apply_async(function() io.open(path, "w"):close() end)
+      local future <const> = pool:apply_async(crash.csleep, workers == 0 and 0 or 100)
+      first:add_done_callback(function() pool:terminate() end)
+      helper.wait(function() return workers == 0 or io.open(path) end)
+      system.sleep(0.05) -- its outcome is told by what asks for the other's
+      future:cancel()
+      assert.is_true(future:ready())
+      assert.is_false(future:successful())
     end))
 
     it("can be waited for with others", with_pool(function(pool)

@@ -63,13 +63,21 @@ local function hopeless(handle)
   return core.error { kind = "cancelled", message = "the pool was terminated" }
 end
 
+-- The job is over: its value is the future's, or what was raised on the way to it (by on_error).
+local function gather(future)
+  local fine <const>, value <const> = pcall(future.gather, future.job)
+  if fine then return conclude(future, nil, value) end
+  if value ~= nil then return conclude(future, value) end
+  conclude(future, core.error { kind = "error", message = "on_error raised nil" })
+end
+
 -- Whether it has its outcome, as far as that has arrived.
 local function done(future)
   if future[N] then return true end
   if future.gather then
     local settled <const>, err <const> = future.job:state()
     if settled and err ~= nil then conclude(future, err)
-    elseif settled then conclude(future, nil, future.gather(future.job)) end
+    elseif settled then gather(future) end
   end
   if not future[N] then
     local err <const> = hopeless(future[HANDLE])
@@ -184,9 +192,9 @@ end
 function Future:ready()
   check(self)
   if not done(self) then pump(self[HANDLE], 0) end
-  local is <const> = done(self)
-  run.callbacks()
-  return is
+  done(self)
+  run.callbacks() -- which may end it too
+  return self[N] ~= false
 end
 
 --- Whether it is done and has no error. Raises when it is not done.
