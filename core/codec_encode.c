@@ -70,6 +70,12 @@ static int slow_pass(struct codec_writer *w, int first) {
   return err;
 }
 
+COLD static int refused(lua_State *L, int err, const char *why) {
+  luaL_checkstack(L, 1, NULL);
+  lua_pushstring(L, why);
+  return err;
+}
+
 static int write_nested(lua_State *L, int n, plua_out *out) {
   int top = lua_gettop(L), first = top - n + 1;
   struct codec_writer w;
@@ -78,7 +84,7 @@ static int write_nested(lua_State *L, int n, plua_out *out) {
   w.out = out;
   w.n = n;
   w.base = (size_t)(out->at - out->begin);
-  luaL_checkstack(L, n + 24, "too many values for one message");
+  if (!lua_checkstack(L, n + 24)) return refused(L, PLUA_ECODEC, "too many values for one message");
   int err = fast_pass(&w, first);
   if (w.give_up) {
     lua_settop(L, top);
@@ -95,14 +101,8 @@ static int write_nested(lua_State *L, int n, plua_out *out) {
   return err;
 }
 
-COLD static int plain_refused(lua_State *L, int err) {
-  luaL_checkstack(L, 1, NULL);
-  lua_pushstring(L, plua_strerror(err));
-  return err;
-}
-
 int codec_write(struct lua_State *L, int n, struct plua_out *out) {
   int err = LIKELY(n == 1) ? codec_plain_write(L, out) : 1;
   if (LIKELY(err == 0)) return 0;
-  return err < 0 ? plain_refused(L, err) : write_nested(L, n, out);
+  return err < 0 ? refused(L, err, plua_strerror(err)) : write_nested(L, n, out);
 }

@@ -126,7 +126,7 @@ return {
     text = "if (err == 0 && shared) codec_remember(r, shared);",
     why = "number 0 is no reference's" },
   { file = "core/codec_encode.c", op = "<",
-    text = "return err < 0 ? plain_refused(L, err) : write_nested(L, n, out);",
+    text = "return err < 0 ? refused(L, err, plua_strerror(err)) : write_nested(L, n, out);",
     why = "0 has left above" },
   { file = "core/codec_name.c", op = "!=", text = "int known = lua_rawget(L, names) != LUA_TNIL;",
     why = "the map is made anew more often" },

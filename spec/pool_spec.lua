@@ -71,6 +71,19 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.equal(0, select("#", pool:apply(function() end)))
     end)
 
+    it("apply refuses more values than a message holds, and goes on", function()
+      local pool <close> = plua.pool { workers = workers }
+      local many <const> = function(n) return table.unpack({}, 1, n) end
+      for n = 50000, 950000, 50000 do
+        local future <const> = pool:apply_async(many, n)
+        future:wait()
+        local fine <const>, found <const> = pcall(function() return select("#", future:get()) end)
+        assert.equal(fine and n or "encode", fine and found or found.kind)
+      end
+      assert.is_false(pcall(pool.apply, pool, tostring, many(250000)))
+      assert.equal(1, pool:apply(math.tointeger, 1))
+    end)
+
     it("sends a function with its upvalues as they are at the call", function()
       local pool <close> = plua.pool { workers = workers }
       local factor = 2
