@@ -301,6 +301,8 @@ describe("futures", function()
     assert.has_error(function() plua.wait(pool:apply_async(add, 1, 2)) end,
       "a list of futures is wanted, not one future")
     local one <const> = pool:apply_async(add, 1, 2)
+    assert.has_error(function() one.get() end,
+      "a future is wanted, not nil (call its methods with a colon)")
     for _, list in ipairs { { one, nil, one }, { one, [0] = one } } do
       assert.has_error(function() plua.wait(list) end, ("futures has the key %d: a list of " ..
         "futures 1, 2, ... without holes is wanted"):format(list[0] and 0 or 3))

@@ -199,8 +199,25 @@ describe("data", function()
       assert.matches("^data has a field n, its number of items, which is %-?%w",
         message_of(plua.map, print, { 1, n = n }))
     end
-    assert.matches("f must be a function, not table", message_of(plua.map, {}, print))
-    assert.matches("reduce must be a function", message_of(plua.mapreduce, print, { 1 }))
+    assert.matches("f must be a function, not nil$", message_of(plua.map, nil, {}))
+    assert.matches("reduce must be a function, not nil$", message_of(plua.mapreduce, print))
+  end)
+
+  it("in the function's place, or as what gives it, is told what to write", function()
+    local first <const> = "must be a function, not table: data comes after the functions"
+    assert.matches("f " .. first, message_of(plua.map, { 1 }, print))
+    assert.matches("reduce " .. first, message_of(plua.mapreduce, print, { 1 }, print))
+    local pool <close> = plua.pool { workers = 1 }
+    assert.matches("f " .. first, message_of(pool.map, pool, { 1 }, print))
+    assert.matches("reduce " .. first, message_of(pool.mapreduce, pool, print, { 1 }, print))
+    for _, call in ipairs { pool.apply, pool.apply_async } do
+      assert.matches("f must be a function, not number: name it, its arguments follow",
+        message_of(call, pool, 9))
+    end
+    assert.matches("what pairs%(t%) gives; .* a list of its keys", message_of(plua.map, print,
+      pairs { a = 1 }))
+    local file <close> = assert(io.open("Makefile"))
+    assert.matches("not a file: pass file:lines%(%)", message_of(plua.map, print, file))
   end)
 
   it("may be a range, which has a length and can be indexed", function()

@@ -80,9 +80,9 @@ end
 
 local ipairs_next <const> = ipairs({})
 
-local function explain(name)
-  return ("data is what %s(t) gives; a call takes one value: pass t itself, as in plua.map(f, t)")
-    :format(name)
+local function explain(name, instead)
+  return ("data is what %s(t) gives; a call takes one value: pass t itself, as in plua.map(f, t)%s")
+    :format(name, instead)
 end
 
 -- The number of items of a table.
@@ -133,10 +133,13 @@ function M.source(data, level)
     return of_table(data, level)
   end
   if kind ~= "function" then
-    error(("data must be a list or an iterator function, not %s"):format(kind), level)
+    local what <const> = io.type(data) and "a file: pass file:lines()" or kind
+    error(("data must be a list or an iterator function, not %s"):format(what), level)
   end
-  if data == ipairs_next then error(explain("ipairs"), level) end
-  if data == next then error(explain("pairs"), level) end
+  if data == ipairs_next then error(explain("ipairs", ""), level) end
+  if data == next then
+    error(explain("pairs", " if it is a list, or else a list of its keys"), level)
+  end
   return { iterator = data }
 end
 

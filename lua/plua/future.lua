@@ -27,7 +27,7 @@ local HANDLE <const>, JOB <const>, INDEX <const>, N <const> = 1, 2, 3, 4
 
 local function check(future)
   if getmetatable(future) ~= Future then
-    error(("a future is wanted, not %s"):format(type(future)), 3)
+    error(("a future is wanted, not %s (call its methods with a colon)"):format(type(future)), 3)
   end
 end
 

@@ -179,7 +179,7 @@ end
 ---@return any value  nil where there is no data
 ---@return plua.Error[]? errors  under on_error = "collect": of the blocks left out, if any
 function M.mapreduce(f, reduce, data_, opts)
-  run.check_function(reduce, "reduce")
+  run.check_function(reduce, "reduce", data_)
   local call <const> = run.call(core.FOLD, f, data_, opts)
   call.reduce = reduce
   return run.plainly(run.fold(begin, call))

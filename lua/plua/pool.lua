@@ -211,7 +211,7 @@ end
 ---@return plua.Error[]? errors
 function Pool:mapreduce(f, reduce, data_, opts)
   check(self)
-  run.check_function(reduce, "reduce")
+  run.check_function(reduce, "reduce", data_)
   local call <const> = run.call(core.FOLD, f, data_, opts, self.opts)
   call.reduce = reduce
   return run.plainly(run.fold(begin_on(self), call))
@@ -224,13 +224,20 @@ local function submit(pool, f, ...)
   return promise, pool.handle:apply(pool.apply_spec, promise, f, ...)
 end
 
+-- f of pool:apply(f, ...): what pool:apply(f(...)) gives is none.
+local function check_applied(f)
+  if type(f) == "function" then return end
+  error(("f must be a function, not %s: name it, its arguments follow, as in pool:apply(f, 1, 2)")
+    :format(type(f)), 3)
+end
+
 --- Calls f(...) in a worker, and waits for it.
 ---@param f function
 ---@param ... any
 ---@return any ...  its results
 function Pool:apply(f, ...)
   check(self)
-  run.check_function(f, "f")
+  check_applied(f)
   return run.plainly(submit(self, f, ...):get())
 end
 
@@ -241,7 +248,7 @@ end
 ---@return plua.Future  of its results
 function Pool:apply_async(f, ...)
   check(self)
-  run.check_function(f, "f")
+  check_applied(f)
   local promise <const>, due <const> = submit(self, f, ...)
   if due then future.look(self.handle) end
   return promise

@@ -25,11 +25,12 @@ local M <const> = {}
 --- Raises unless f is a function.
 ---@param f any
 ---@param name string
+---@param follows any  the argument behind it: a function there was meant to be f
 ---@param level? integer  where the error points to; default: the caller's caller
-function M.check_function(f, name, level)
-  if type(f) ~= "function" then
-    error(("%s must be a function, not %s"):format(name, type(f)), level or 3)
-  end
+function M.check_function(f, name, follows, level)
+  if type(f) == "function" then return end
+  local remedy <const> = type(follows) == "function" and ": data comes after the functions" or ""
+  error(("%s must be a function, not %s%s"):format(name, type(f), remedy), level or 3)
 end
 
 --- Answers what it is given. A call among its arguments is no tail call, so that messages find the
@@ -46,7 +47,7 @@ function M.plainly(...) return ... end
 ---@param keep? integer  core.ORDER or core.QUEUE of streams
 ---@return plua.Call
 function M.call(mode, f, data_, opts, base, keep)
-  M.check_function(f, "f", 4)
+  M.check_function(f, "f", data_, 4)
   return {
     mode = mode, keep = keep, f = f,
     source = data.source(data_, 4), opts = options.check(opts, base, 4),
