@@ -36,6 +36,46 @@ describe("a job", function()
     assert.equal(2, wrong.status)
   end)
 
+  describe("that waits", function()
+    -- Runs a job whose output is the file 'out', which its functions can read.
+    local function with_out(fields)
+      local out <const> = helper.tmp() .. "/out"
+      local path <const> = helper.script(([[
+        local out <const> = %q
+        local function written()
+          local file <close> = assert(io.open(out))
+          return file:read("a")
+        end
+        return { %s }]]):format(out, fields))
+      local result <const> = helper.run(("%s -j 1 %s >%s"):format(helper.plua, path, out))
+      assert.same({ "", 0 }, { result.err, result.status })
+      return helper.read(out)
+    end
+
+    it("for an item has printed the results that there are", function()
+      assert.equal("first\nfirst\n\n", with_out [[
+        data = { 1, 2 }, map = function(i)
+          local late <const> = os.time() + 20
+          while i == 2 and written() == "" and os.time() < late do end
+          return i == 1 and "first" or written()
+        end]])
+    end)
+
+    it("for its data has printed them too", function()
+      local lines <const> = with_out [[
+        data = (function()
+          local n = 0
+          return function()
+            os.execute("sleep 0.05")
+            n = n + 1
+            return n < 200 and written() == "" and n or nil
+          end
+        end)(), map = function(i) return i end]]
+      local _, n <const> = lines:gsub("\n", "")
+      assert(n < 199, n)
+    end)
+  end)
+
   it("prints strings as they are, tables as JSON, the rest as tostring", function()
     assert.equal('a"b\n{"k":[1,2.0]}\nnil\ntrue\n1.5\n-0.0\n', printed [[
       data = {1, 2, 3, 4, 5, 6},

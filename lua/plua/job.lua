@@ -1,12 +1,14 @@
 --- Jobs: a script that returns { data =, map =, ... } says what is to be done, and this does it.
 -- Keeps true: results come out in input order, on stdout, and nothing else does; memory stays
 -- bounded unless 'done' asks for the whole list; a failed item makes the status 1.
--- Knows the public interface of plua, and data to check it first. Does not know the command line.
+-- Knows the public interface of plua, data to check it first, and when run waits. Does not know the
+-- command line.
 -- SPDX-License-Identifier: MIT
 
 local plua <const> = require("plua")
 local data <const> = require("plua.data")
 local options <const> = require("plua.options")
+local run <const> = require("plua.run")
 
 local M <const> = {}
 
@@ -102,9 +104,11 @@ local function line_of(result)
   return tostring(result)
 end
 
+local function write_fault(message) error("cannot write the results: " .. message, 0) end
+
 local function write_line(text)
   local fine <const>, message <const> = io.stdout:write(text, "\n")
-  if not fine then error("cannot write the results: " .. message, 0) end
+  if not fine then write_fault(message) end
 end
 
 local function print_result(result, _, index)
@@ -137,12 +141,22 @@ local function with_items(source)
   return function() return remember(source()) end, take
 end
 
+local EINTR <const> = 4
+
+-- What has been printed is out before a wait: it may be long, and end by a kill.
+local function flush_results()
+  if io.type(io.stdout) ~= "file" then return end
+  local fine <const>, message <const>, code <const> = io.stdout:flush()
+  if not fine and code ~= EINTR then write_fault(message) end -- the wait tells of Ctrl-C
+end
+
 -- Results one by one: to 'emit' or to stdout, and into the list that 'done' wants.
 local function stream(job, opts)
   local source, item_of = job.data, nil
   if job.emit then source, item_of = with_items(job.data) end
   local emit <const> = job.emit or (not job.done and print_result)
   local results <const>, failed = { n = 0 }, 0
+  run.before_waiting = flush_results
   for i, result in plua.imap(job.map, source, opts) do
     local item <const> = item_of and item_of(i)
     if job.done then results[i], results.n = result, i end

@@ -409,6 +409,9 @@ local function deliver(stream, index, value, failed)
   error(value, 0)
 end
 
+--- Called before a stream waits for outcomes, or for data that is slow to come.
+function M.before_waiting() end
+
 -- How many results can be taken before the window must be looked at again.
 local function credit(stream) return stream.given - stream.taken - stream.window // 2 - 1 end
 
@@ -421,6 +424,7 @@ local function advance(stream)
       session.handle:pump(job, 0)
       local index <const>, value <const>, failed <const> = job:take()
       if index then return deliver(stream, index, value, failed) end
+      M.before_waiting()
     end
     local _, _, _, _, taken <const>, bytes <const> = job:state()
     stream.taken = taken
@@ -429,7 +433,10 @@ local function advance(stream)
     local index <const>, value <const>, failed <const> = job:take()
     if index then return deliver(stream, index, value, failed) end
     if job:state() then return finish(stream) end
-    if not stream.slow then session.handle:pump(job) end
+    if not stream.slow then
+      M.before_waiting()
+      session.handle:pump(job)
+    end
   end
   return finish(stream)
 end
