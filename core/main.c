@@ -174,11 +174,12 @@ static int run(lua_State *L) {
   return 0;
 }
 
-/* Results that could not be written are a failure, even if the script did not look. */
-static int flush_results(void) {
+/* Results that could not be written are a failure, even if the script did not look; if it did, that
+   has been told. */
+static int flush_results(int status) {
   int lost = ferror(stdout);
   int err = fflush(stdout) == 0 ? 0 : errno;
-  if (!lost && !err) return 0;
+  if (!err && (!lost || status)) return 0;
   fprintf(stderr, "plua: cannot write to standard output%s%s\n", err ? ": " : "",
           err ? strerror(err) : "");
   return -1;
@@ -224,7 +225,7 @@ int main(int argc, char **argv) {
   }
   warnings.failed = out.status || out.signal;
   lua_close(L);
-  if (flush_results() != 0 && out.status == 0) out.status = EXIT_FAILURE;
+  if (flush_results(out.status) != 0 && out.status == 0) out.status = EXIT_FAILURE;
   if (out.signal) {
     strays_end(true);
     signal(out.signal, SIG_DFL);

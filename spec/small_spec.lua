@@ -184,7 +184,11 @@ describe("a place where", function()
       return { data = { 1, 2, 3 }, map = function(x) return x end, workers = 2 }
     ]])
     assert.equal(1, result.status)
-    assert.equal("plua: cannot write to standard output: No space left on device\n", result.err)
+    local message <const> = "plua: cannot write to standard output: No space left on device\n"
+    assert.equal(message, result.err)
+    local printed <const> = run("exec %s -e 'print(1)' >/dev/full", helper.plua)
+    assert.equal(1, printed.status)
+    assert.equal("plua: cannot write to standard output\n", printed.err) -- print keeps the reason
   end)
 
   it("files may not grow says so", function()

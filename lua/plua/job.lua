@@ -104,7 +104,7 @@ local function line_of(result)
   return tostring(result)
 end
 
-local function write_fault(message) error("cannot write the results: " .. message, 0) end
+local function write_fault(message) error("cannot write to standard output: " .. message, 0) end
 
 local function write_line(text)
   local fine <const>, message <const> = io.stdout:write(text, "\n")
