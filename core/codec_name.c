@@ -108,30 +108,46 @@ static void rebuild(lua_State *L) {
 
 /* ---- modules that are new -------------------------------------------------------------------- */
 
-/* What package.loaded held when all of it was on the map; its user value keeps that alive, so that
-   no address is another's meanwhile. */
+/* What package.loaded held when all of it was on the map but what is data; its user value keeps
+   that alive, so that no address is another's meanwhile. */
 struct loaded {
   size_t n;
-  struct peek_node at[];
+  struct seen_node {
+    struct peek_node node;
+    int data; /* to be looked at each time: it may become code */
+  } at[];
 };
 
+static int kind_of(unsigned tag) {
+  return tag & 0x0f;
+}
+
 static int is_module(const struct peek_node *n) {
-  enum { KIND = 0x0f };
-  int kind = n->tag & KIND;
-  return (n->key_tag & KIND) == LUA_TSTRING && (kind == LUA_TTABLE || kind == LUA_TFUNCTION);
+  int kind = kind_of(n->tag);
+  return kind_of(n->key_tag) == LUA_TSTRING && (kind == LUA_TTABLE || kind == LUA_TFUNCTION);
 }
 
 static size_t nodes_of(const struct peek_table *t) {
   return (size_t)1 << t->log_nodes;
 }
 
+/* As is_code, of a table that is looked into. */
+static int is_code_seen(const struct peek_table *t) {
+  enum { CODE = 1 << LUA_TFUNCTION | 1 << LUA_TUSERDATA | 1 << LUA_TTHREAD };
+  unsigned found = 0;
+  for (size_t i = codec_peek_items(t); i--;) found |= 1U << kind_of(t->array[i].tag);
+  for (size_t i = nodes_of(t); i--;) found |= 1U << kind_of(t->node[i].tag);
+  return t->meta || (found & CODE);
+}
+
 static int is_same(const struct loaded *seen, const struct peek_table *t) {
   if (!seen || seen->n != nodes_of(t)) return 0;
   for (size_t i = 0; i < seen->n; i++) {
-    const struct peek_node *was = &seen->at[i], *is = &t->node[i];
+    const struct peek_node *was = &seen->at[i].node, *is = &t->node[i];
     if (was->tag != is->tag || was->key_tag != is->key_tag) return 0;
     if (!is_module(is)) continue;
     if (was->value.pointer != is->value.pointer || was->key.pointer != is->key.pointer) return 0;
+    if (seen->at[i].data && is_code_seen(is->value.pointer)) return 0;
   }
   return 1;
 }
@@ -139,26 +155,29 @@ static int is_same(const struct loaded *seen, const struct peek_table *t) {
 /* stack: ..., name, module. Whether the map has what ought to be there. */
 static int is_known(lua_State *L, int names) {
   if (lua_type(L, -2) != LUA_TSTRING || (!lua_istable(L, -1) && !lua_isfunction(L, -1))) return 1;
+  if (strlen(lua_tostring(L, -2)) == 0) return 1; /* no name, which no search would find */
   lua_pushvalue(L, -1);
   int known = lua_rawget(L, names) != LUA_TNIL;
   lua_pop(L, 1);
   return known;
 }
 
-/* stack: ..., list, userdata. Whether the map has all of it: a finalizer may have changed modules
-   while room was made. From here on nothing is allocated, so that none does. */
+/* stack: ..., list, userdata. Whether the map has all functions in it: a finalizer may have changed
+   modules while room was made. From here on nothing is allocated, so that none does. A table that
+   is not on the map is data until it is looked at. */
 static int fill_loaded(lua_State *L, int names, struct loaded *seen, const struct peek_table *t) {
-  int known = 1;
+  int fine = 1;
   for (size_t i = 0; i < seen->n; i++) {
-    seen->at[i] = t->node[i];
+    seen->at[i] = (struct seen_node){t->node[i], 0};
     if (!is_module(&t->node[i])) continue;
     codec_peek_push(L, t->node[i].key, t->node[i].key_tag);
     codec_peek_push(L, t->node[i].value, t->node[i].tag);
-    known &= is_known(L, names);
+    seen->at[i].data = !is_known(L, names);
+    fine &= !seen->at[i].data || lua_istable(L, -1);
     lua_rawseti(L, -4, 2 * (lua_Integer)i + 2);
     lua_rawseti(L, -3, 2 * (lua_Integer)i + 1);
   }
-  return known;
+  return fine;
 }
 
 static void remember_loaded(lua_State *L, int names, const struct peek_table *t) {
@@ -180,27 +199,25 @@ static void forget_loaded(lua_State *L) {
 
 void codec_names_refresh(lua_State *L, int peek) {
   luaL_checkstack(L, 16, NULL);
-  int top = lua_gettop(L), fresh = 0, data = 0;
+  int loaded = lua_gettop(L) + 1, names = loaded + 1, fresh = 0;
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   codec_push(L, KEY_LOADED);
-  int same = peek && is_same(lua_touserdata(L, -1), codec_peek(L, -2));
-  lua_settop(L, top);
-  if (same) return;
-  codec_push(L, KEY_NAMES);
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
-  lua_pushnil(L);
-  while (!fresh && lua_next(L, top + 2)) {
-    int known = is_known(L, top + 1);
-    fresh = !known && (lua_isfunction(L, -1) || is_code(L));
-    data |= !known;
-    lua_pop(L, 1);
+  int same = peek && is_same(lua_touserdata(L, -1), codec_peek(L, loaded));
+  lua_settop(L, loaded);
+  if (!same) {
+    codec_push(L, KEY_NAMES);
+    lua_pushnil(L);
+    while (!fresh && lua_next(L, loaded)) {
+      fresh = !is_known(L, names) && (lua_isfunction(L, -1) || is_code(L));
+      lua_pop(L, 1);
+    }
+    lua_settop(L, names);
+    if (fresh)
+      rebuild(L);
+    else if (peek)
+      remember_loaded(L, names, codec_peek(L, loaded));
   }
-  lua_settop(L, top + 2);
-  if (fresh)
-    rebuild(L);
-  else if (peek && !data) /* data may become code */
-    remember_loaded(L, top + 1, codec_peek(L, top + 2));
-  lua_settop(L, top);
+  lua_settop(L, loaded - 1);
 }
 
 /* ---- by value, and by name --------------------------------------------------------------------

@@ -1006,10 +1006,6 @@ describe("codec: names", function()
     local m, steps, from
     local changed, wrong = 0, 0
     local before <const> = (os.getenv "B" or ""):find "small" and 5 or 10 -- fewer run there
-    local aside <const> = {} -- what is data may become a module: such are looked at each time
-    for name, value in pairs(package.loaded) do
-      if name ~= "_G" then aside[name], package.loaded[name] = value, nil end
-    end
     local function small() return steps end
     local function replace()
       steps = steps + 1
@@ -1043,7 +1039,6 @@ describe("codec: names", function()
     end
     for i = 1, 600 do package.loaded["spec.pad" .. i] = nil end
     package.loaded["spec.made"], package.loaded["spec.other"] = nil, nil
-    for name, value in pairs(aside) do package.loaded[name] = value end
     collectgarbage("incremental", 200, 100, 13)
     collectgarbage("restart")
     assert.is_true(changed > 0)
@@ -1057,6 +1052,51 @@ describe("codec: names", function()
     m.f = function() end
     for _ = 1, 3 do assert.equal(m, cross(function() return m end)()) end
     package.loaded["spec.data"] = nil
+  end)
+
+  it("are modules whatever it is that makes them more than data", function()
+    local ways <const> = {
+      function(m) m[1] = print end,
+      function(m) m[4] = function() end end,
+      function(m) m[true] = coroutine.create(print) end,
+      function(m) m.u = codec.userdata(1) end,
+      function(m) setmetatable(m, {}) end,
+    }
+    for _, change in ipairs(ways) do
+      local m <const> = { 1, 2, 3, { print }, limit = 5, t = { print } }
+      local function f() return m end
+      package.loaded["spec.data"] = m
+      for _ = 1, 3 do assert.not_equal(m, cross(f)()) end
+      change(m)
+      for _ = 1, 3 do assert.equal(m, cross(f)()) end
+      package.loaded["spec.data"] = nil
+    end
+  end)
+
+  it("stand for the functions of what was data, as soon as they are there", function()
+    local m <const> = { limit = 5 }
+    package.loaded["spec.data"] = m
+    for _ = 1, 3 do cross(function() end) end
+    function m.f() end
+    assert.equal(m.f, cross(m.f))
+    package.loaded["spec.data"] = nil
+  end)
+
+  it("are those of the functions that are modules now", function()
+    local function first() end
+    local function second() end
+    package.loaded["spec.made"] = first
+    for _ = 1, 3 do assert.equal(first, cross(first)) end
+    package.loaded["spec.made"] = second
+    assert.equal(second, cross(second))
+    package.loaded["spec.made"] = nil
+  end)
+
+  it("are no empty ones", function()
+    local m <const> = { f = function() end }
+    package.loaded[""] = m
+    for _ = 1, 3 do assert.not_equal(m, cross(m)) end
+    package.loaded[""] = nil
   end)
 
   it("stand for modules with userdata, but not for the tables that are their fields", function()

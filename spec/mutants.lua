@@ -252,8 +252,12 @@ return {
     why = "a number is lost now and then, and its string told anew" },
   { file = "core/codec_encode.c", op = "==",
     text = "if (++w->room->message == 0) {", why = slower },
+  { file = "core/codec_name.c", op = "&&", -- of keys that are no names
+    text = "return kind_of(n->key_tag) == LUA_TSTRING && "
+      .. "(kind == LUA_TTABLE || kind == LUA_TFUNCTION);",
+    why = "the map is made anew more often" },
   { file = "core/codec_name.c", op = "&&",
-    text = "fresh = !known && (lua_isfunction(L, -1) || is_code(L));",
+    text = "fresh = !is_known(L, names) && (lua_isfunction(L, -1) || is_code(L));",
     why = "the map is made anew more often" },
   { file = "core/codec_decode.c", op = ">",
     text = "if (!codec_left(r, n) || n > INT_MAX - 16 || !lua_checkstack(r->L, (int)n + 16))",
