@@ -2,9 +2,10 @@
 -- how many items it has, holes included, an iterator function that is called until it answers nil,
 -- or a range of numbers.
 -- Keeps true: the rest of plua sees a plain table and a count, or a range, or an iterator.
--- Knows plua.core; does not know calls. SPDX-License-Identifier: MIT
+-- Knows plua.core and options; does not know calls. SPDX-License-Identifier: MIT
 
 local core <const> = require("plua.core")
+local options <const> = require("plua.options")
 
 local M <const> = {}
 
@@ -28,13 +29,6 @@ function Range.__tostring(range)
 end
 
 core.register(Range, "plua.Range")
-
-local function check_number(value, name)
-  if type(value) ~= "number" or value ~= value then
-    local what <const> = type(value) == "number" and "NaN" or type(value)
-    error(("plua.range: %s must be a number, not %s"):format(name, what), 3)
-  end
-end
 
 -- d // s of unsigned integers.
 local function unsigned_div(d, s)
@@ -66,10 +60,10 @@ end
 ---@param step? number  default 1; not 0
 ---@return plua.Range
 function M.range(first, last, step)
-  check_number(first, "first")
-  check_number(last, "last")
+  options.check_number(first, "plua.range: first must be a number", 3)
+  options.check_number(last, "plua.range: last must be a number", 3)
   step = step == nil and 1 or step
-  check_number(step, "step")
+  options.check_number(step, "plua.range: step must be a number", 3)
   if step == 0 then error("plua.range: step must not be 0", 2) end
   local n <const> = math.tointeger(steps(first, last, step))
   if not n then error("plua.range: it has no end, or more numbers than an integer counts", 2) end

@@ -141,9 +141,7 @@ end
 --- Raises, at the caller's caller, unless it is a number of seconds or nil.
 ---@param timeout any
 function M.check_timeout(timeout)
-  if timeout == nil or type(timeout) == "number" and timeout == timeout then return end
-  local what <const> = type(timeout) == "number" and "NaN" or type(timeout)
-  error(("timeout must be a number of seconds, not %s"):format(what), 3)
+  if timeout ~= nil then options.check_number(timeout, "timeout must be a number of seconds", 4) end
 end
 
 local check_timeout <const> = M.check_timeout

@@ -256,6 +256,15 @@ function M.hint(name, list)
   return near and ("the nearest is '%s'"):format(near) or "known are " .. table.concat(list, ", ")
 end
 
+--- Raises unless a value is a number, and not NaN.
+---@param value any
+---@param wanted string  the message, up to what the value is
+---@param level integer  as error's, were it called here
+function M.check_number(value, wanted, level)
+  if type(value) == "number" and value == value then return end
+  error(("%s, not %s"):format(wanted, type(value) == "number" and "NaN" or type(value)), level)
+end
+
 local function shown(value)
   return type(value) == "string" and ("%q"):format(value) or tostring(value)
 end
