@@ -34,6 +34,8 @@ struct scratch {
 };
 void scratch_open(struct scratch *s);
 void scratch_close(struct scratch *s);
+/* Gives back what it has beyond 'keep' bytes, or beyond what is in it if that is more. */
+void scratch_trim(struct scratch *s, size_t keep);
 
 /* ---- handles -------------------------------------------------------------------------------- */
 

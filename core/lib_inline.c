@@ -77,6 +77,15 @@ void scratch_close(struct scratch *s) {
   scratch_open(s);
 }
 
+void scratch_trim(struct scratch *s, size_t keep) {
+  plua_out *out = &s->out;
+  size_t used = (size_t)(out->at - out->begin), cap = (size_t)(out->end - out->begin);
+  if (cap <= keep) return;
+  if (used > keep) keep = used;
+  unsigned char *p = realloc(out->begin, keep);
+  if (p) *out = (plua_out){p, p + used, p + keep, scratch_more};
+}
+
 /* ---- grouped output ------------------------------------------------------------------------- */
 
 static struct inliner *keeper; /* whose item's output is kept now; NULL: nobody's */

@@ -142,8 +142,9 @@ static void put_staged(lua_State *L, struct handle *h, struct job *job, const vo
   put_ended(L, h, job, 2, seam_put_next(h));
 }
 
+enum { KEEP = 1 << 20 };
+
 static void stage_over(struct handle *h) {
-  enum { KEEP = 1 << 20 };
   if (h->scratch.out.end - h->scratch.out.begin > KEEP) scratch_close(&h->scratch);
   if (h->ends.out.end - h->ends.out.begin > KEEP) scratch_close(&h->ends);
 }
@@ -328,6 +329,10 @@ static bool encode_again(lua_State *L, struct handle *h) {
   struct scratch other = h->last;
   h->last = h->scratch;
   h->scratch = other;
+  h->scratch.out.at = h->scratch.out.begin;
+  size_t keep = len < KEEP / 4 ? KEEP : 4 * len; /* large ones come seldom, or again and again */
+  scratch_trim(&h->last, keep);
+  scratch_trim(&h->scratch, keep);
   return same;
 }
 

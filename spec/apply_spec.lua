@@ -227,4 +227,24 @@ describe("functions written out in a loop", function()
       assert.same({ false, "memory" }, { fits, big.kind })
     end
   end)
+
+  it("leave no memory behind in the caller, however large one of them was", function()
+    local script <const> = helper.script [[
+      local plua = require "plua"
+      local pool <close> = plua.pool { workers = 1 }
+      local function small() return 1 end
+      local function used()
+        collectgarbage()
+        return tonumber(io.open("/proc/self/status"):read("a"):match("RssAnon:%s*(%d+)"))
+      end
+      local function length(text) return pool:apply(function() return #text end) end
+      for _ = 1, 3 do assert(length("x") == 1 and pool:apply(small) == 1) end
+      local before = used()
+      for _ = 1, 3 do assert(length(("x"):rep(32 << 20)) == 32 << 20) end
+      for _ = 1, 3 do assert(length("x") == 1 and pool:apply(small) == 1) end
+      print((used() - before) // 1024)
+    ]]
+    local result <const> = helper.run(helper.lua .. " " .. script)
+    assert.is_true((tonumber(result.out) or math.huge) < 16, result.out .. result.err)
+  end)
 end)
