@@ -38,10 +38,12 @@ static void spare_drop(struct local *l, unsigned line) {
   *spare = (struct proc){0, -1};
 }
 
+/* What a spare has open its workers may keep: another one's descriptor is none of theirs. */
 static int spare_make(struct local *l, unsigned line) {
   int r = proc_fork(&l->spare[line]);
-  if (r == 0) spare_serve(&l->team, line);
-  return r < 0 ? r : 0;
+  if (r) return r < 0 ? r : 0;
+  for (unsigned i = 0; i < line; i++) close(l->spare[i].fd);
+  spare_serve(&l->team, line);
 }
 
 /* The first worker's start makes them too, so that they have seen the same state. Two make many

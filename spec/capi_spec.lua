@@ -38,6 +38,7 @@ local programs <const> = {
     boot_dies = "fail after three workers that died at boot",
     guard_returns = "fail when the guard does not run the body",
     ready_once = "make what workers have in common once in each spare",
+    spare_descriptors = "give workers none of the descriptors of spares",
     shutdown = "end in peace, each worker leaving once",
     shutdown_stopped = "end in peace though a worker that rests is stopped",
     max_tasks = "replace a worker after its number of items",

@@ -471,7 +471,7 @@ return {
   { file = "core/local.c", op = ">=",
     text = "if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;",
     why = "where nothing came, errno is another's" },
-  { file = "core/start.c", op = "<", text = "return r < 0 ? r : 0;", why = zero },
+  { file = "core/start.c", op = "<", text = "if (r) return r < 0 ? r : 0;", why = zero },
   { file = "core/start.c", op = "<=",
     text = "over[s] = pid <= 0;",
     why = "a spare of no use is gone, and answers 0 again" },

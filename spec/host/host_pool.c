@@ -304,6 +304,33 @@ static void ready_with(unsigned flags, int workers, int times, int copies_expect
   host_shared_free((void *)readied, sizeof *readied);
 }
 
+/* How many processes this one could watch. */
+static int count_pidfds(void *ctx, const plua_item *item, plua_out *out) {
+  char path[64], name[64];
+  uint64_t n = 0;
+  for (int fd = 0; fd < 256; fd++) {
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t len = readlink(path, name, sizeof name - 1);
+    n += len > 0 && memmem(name, (size_t)len, "pidfd", 5);
+  }
+  (void)ctx, (void)item;
+  return plua_write(out, &n, sizeof n);
+}
+
+static void is_none(struct drive *d, const plua_event *e) {
+  (void)d;
+  if (e->what == PLUA_RESULT) CHECK_IS(host_number(e), 0);
+}
+
+/* Each worker runs an item. */
+static void spare_descriptors(void) {
+  plua_options o = {.flags = PLUA_SPARE | PLUA_KEEP_FDS, .max_tasks = 1};
+  plua_tasks t = {.size = sizeof t, .run = count_pidfds};
+  struct drive d = {.on = is_none};
+  host_map(host_open_with(20, &o, &t), 60, &d, (plua_job){.chunksize = 1});
+  CHECK_IS(d.results, 60);
+}
+
 static void ready_once(void) {
   ready_with(0, 3, 3, 0);
   ready_with(PLUA_SPARE, 3, 1, 100);
@@ -635,6 +662,7 @@ int main(int argc, char **argv) {
     {"boot_dies", boot_dies},
     {"guard_returns", guard_returns},
     {"ready_once", ready_once},
+    {"spare_descriptors", spare_descriptors},
     {"shutdown", shutdown_pool},
     {"shutdown_stopped", shutdown_stopped},
     {"max_tasks", max_tasks},
