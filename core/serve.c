@@ -543,13 +543,17 @@ _Noreturn void serve_ready(struct team *t, void (*then)(void *arg), void *arg) {
   _exit(STATUS_GUARD);
 }
 
+static void *mapped(void *area) {
+  if (!area) _exit(STATUS_BOARD);
+  return area;
+}
+
 _Noreturn void serve(struct team *t, unsigned w) {
   struct server *s = &server;
   FAIL_POINT(W_BOOT);
   proc_tie(t->owner);
-  struct slice *slice = team_enter_slice(t, w);
-  unsigned char *spill = slice && t->spill_early ? team_enter_spill(t, w) : NULL;
-  if (!slice || (t->spill_early && !spill)) _exit(STATUS_BOARD);
+  struct slice *slice = mapped(team_enter_slice(t, w));
+  unsigned char *spill = t->spill_early ? mapped(team_enter_spill(t, w)) : NULL;
   close(t->memory_fd);
   *ours = 1;
   *s = (struct server){.team = t, .slice = slice, .view = t->view, .me = w, .ours = ours};
