@@ -198,7 +198,14 @@ describe("data", function()
     for _, n in ipairs { -1, 0.5, 1 / 0, 0 / 0 } do
       assert.matches("^data has a field n, its number of items, which is %-?%w",
         message_of(plua.map, print, { 1, n = n }))
+      local data <const> = setmetatable({ 1 }, { __len = function() return n end })
+      assert.matches("^data has a length, by __len, which is %-?%w",
+        message_of(plua.map, print, data))
     end
+    local data <const> = setmetatable({ 1 }, { __len = function() return "1" end })
+    assert.equal("data has a length, by __len, which is 1", message_of(plua.map, print, data))
+    data.n = 1.0
+    assert.equal("integer", math.type(plua.map(tostring, data).n))
     assert.matches("f must be a function, not nil$", message_of(plua.map, nil, {}))
     assert.matches("reduce must be a function, not nil$", message_of(plua.mapreduce, print))
   end)

@@ -81,11 +81,12 @@ end
 
 -- The number of items of a table.
 local function count(t, level)
-  local n <const> = rawget(t, "n")
-  if type(n) ~= "number" then return #t end
-  local whole <const> = math.tointeger(n)
+  local named <const> = type(rawget(t, "n")) == "number"
+  local n <const> = named and rawget(t, "n") or #t
+  local whole <const> = type(n) == "number" and math.tointeger(n)
   if whole and whole >= 0 then return whole end
-  error(("data has a field n, its number of items, which is %s"):format(n), level + 1)
+  local what <const> = named and "field n, its number of items," or "length, by __len,"
+  error(("data has a %s which is %s"):format(what, tostring(n)), level + 1)
 end
 
 -- A copy without metatable, which workers can read raw.
