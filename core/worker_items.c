@@ -35,16 +35,19 @@ static void push_number(lua_State *L, int data, uint64_t index) {
 }
 
 /* Pushes the values of the list of arguments at 'at': its n, or its length, of them. Answers how
-   many; -1: it is no table, or too long for the stack, and nothing is pushed. */
-static int push_arguments(lua_State *L, int at) {
+   many; -1: nothing is pushed, and *why tells it. */
+static int push_arguments(lua_State *L, int at, const char **why) {
+  int whole = 1;
+  *why = "item is no list of arguments";
   if (lua_type(L, at) != LUA_TTABLE) return -1;
   lua_pushliteral(L, "n");
-  lua_rawget(L, at);
-  int exact;
-  lua_Integer n = lua_tointegerx(L, -1, &exact);
-  if (!exact || lua_type(L, -1) != LUA_TNUMBER) n = (lua_Integer)lua_rawlen(L, at);
+  bool named = lua_rawget(L, at) == LUA_TNUMBER;
+  lua_Integer n = named ? lua_tointegerx(L, -1, &whole) : (lua_Integer)lua_rawlen(L, at);
   lua_pop(L, 1);
-  if (n < 0 || n > 1000000 || !lua_checkstack(L, (int)n + 8)) return -1;
+  if (n < 0 || !whole) *why = "item has a field n which is no number of arguments";
+  if (n < 0 || !whole) return -1;
+  *why = "item has more arguments than a call takes";
+  if (n > 1000000 || !lua_checkstack(L, (int)n + 8)) return -1;
   for (lua_Integer i = 1; i <= n; i++) lua_rawgeti(L, at, i);
   return (int)n;
 }
@@ -217,8 +220,9 @@ static inline bool push_seen(struct runner *r, uint64_t index) {
 /* An item that is the list of f's arguments. */
 NOINLINE static int run_star(struct runner *r, const plua_item *item, uint64_t index,
                              plua_out *out) {
-  int nargs = push_arguments(r->L, SLOTS + 2);
-  if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, "item is no list of arguments");
+  const char *why;
+  int nargs = push_arguments(r->L, SLOTS + 2, &why);
+  if (nargs < 0) return runner_refuse(r, out, FAILED_ERROR, why);
   lua_remove(r->L, SLOTS + 2);
   return runner_call(r, item, index, nargs, out);
 }

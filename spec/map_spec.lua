@@ -92,6 +92,16 @@ for _, workers in ipairs(TEAMS) do
   describe("with workers = " .. workers, function()
     helper.guard()
 
+    it("starmap tells what is no list of arguments", function()
+      local list <const> = { 5, { n = -1 }, { 1, n = 0.5 }, { n = 0 / 0 }, { n = 1 << 40 } }
+      local results <const> = plua.starmap(print, list, { workers = workers, on_error = "collect" })
+      for i, why in ipairs { "is no list of", "no number of", "no number of", "no number of",
+        "has more arguments than a call takes" } do
+        assert.equal("error", results[i].kind)
+        assert.matches(why, results[i].message)
+      end
+    end)
+
     it("starmap spreads lists of arguments, with their n, and all values of an iterator", function()
       local results <const> = plua.starmap(function(...) return select("#", ...) end,
         { { 1, 2 }, {}, table.pack(nil, nil, nil) }, opts)
