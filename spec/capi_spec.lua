@@ -45,6 +45,7 @@ local programs <const> = {
     resize = "grow and shrink",
     resize_in_run = "grow and shrink in the middle of a job",
     few_descriptors = { "work with fewer workers where descriptors are few", limits = true },
+    few_descriptors_spares = { "start no second spare in place of the only worker", limits = true },
     no_descriptors = { "say that there are no descriptors", limits = true },
     file_size_limit = { "outlive a limit on the size of files", limits = true },
     locked_memory = { "take no memory ahead in a host that locks all of it", limits = true },

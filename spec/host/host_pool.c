@@ -510,6 +510,27 @@ static void no_descriptors(void) {
   }
 }
 
+/* With so few descriptors, as many as are open and 'more': whether there is a worker. */
+static bool some_start(int workers, int more) {
+  struct rlimit was, few;
+  plua_tasks t = {.size = sizeof t, .run = cube};
+  plua_options o = {.size = sizeof o, .workers = workers, .flags = PLUA_SPARE};
+  plua_pool *p = NULL;
+  getrlimit(RLIMIT_NOFILE, &was);
+  few = (struct rlimit){(rlim_t)(3 + more), was.rlim_max};
+  CHECK_IS(setrlimit(RLIMIT_NOFILE, &few), 0);
+  bool some = plua_open(&p, &o, &t) == 0 && plua_fork(p) > 0;
+  plua_close(p);
+  CHECK_IS(setrlimit(RLIMIT_NOFILE, &was), 0);
+  return some;
+}
+
+/* A worker is worth more than a second spare, which pools of many have. */
+static void few_descriptors_spares(void) {
+  for (int more = 0; more < 16; more++) CHECK_IS(some_start(100, more), some_start(2, more));
+  CHECK(some_start(2, 15));
+}
+
 /* A limit on the size of files is not meant for a pool's memory, and must not kill the host. */
 static void file_size_limit(void) {
   struct rlimit was, little = {100000, 100000};
@@ -669,6 +690,7 @@ int main(int argc, char **argv) {
     {"resize", resize},
     {"resize_in_run", resize_in_run},
     {"few_descriptors", few_descriptors},
+    {"few_descriptors_spares", few_descriptors_spares},
     {"no_descriptors", no_descriptors},
     {"file_size_limit", file_size_limit},
     {"locked_memory", locked_memory},
