@@ -4,6 +4,7 @@ local plua = require "plua"
 
 local path <const> = arg[1] or "build/mandelbrot.pgm"
 local width <const> = math.tointeger(tonumber(arg[2] or 800))
+if path:find "^%-" then error("usage: mandelbrot.lua [picture.pgm [width]]", 0) end
 if not width or width < 1 then
   error(("the width must be a positive integer, not %q"):format(arg[2]), 0)
 end

@@ -80,6 +80,9 @@ describe("mandelbrot.lua", function()
     local result = run(2, "mandelbrot.lua /nowhere/set.pgm")
     assert.equal(1, result.status)
     assert.matches("/nowhere/set.pgm: No such file or directory", result.err, 1, true)
+    result = run(2, "mandelbrot.lua --help")
+    assert.equal(1, result.status)
+    assert.matches("usage: mandelbrot.lua", result.err, 1, true)
     result = run(2, "mandelbrot.lua /nowhere/set.pgm wide")
     assert.equal(1, result.status)
     assert.matches('must be a positive integer, not "wide"', result.err, 1, true)
@@ -143,6 +146,57 @@ describe("statuses.lua", function()
     assert.same({ "", 1 }, { result.out, result.status })
     assert.matches("log.gz: No such file or directory", result.err, 1, true)
     assert.matches("usage: statuses.lua", run(2, "statuses.lua").err, 1, true)
+  end)
+end)
+
+describe("resume.lua", function()
+  helper.guard()
+
+  local function sorted(text)
+    local lines = {}
+    for line in text:gmatch "[^\n]*\n?" do table.insert(lines, line) end
+    table.sort(lines)
+    return table.concat(lines)
+  end
+
+  it("does what has no line yet, wherever its file was cut off", function()
+    local path <const> = helper.tmp() .. "/sweep.csv"
+    local result = run(2, "resume.lua " .. path)
+    assert.same({ "0 of 100 done before, 100 now, 0 failed\n", "", 0 },
+      { result.out, result.err, result.status })
+    local all <const> = sorted(helper.read(path))
+    assert.matches("%f[%d]98,97[0-9]+,%d+\n", all)
+    for _, size in ipairs { #all, #all - 1, #all // 2, 7, 1, 0 } do
+      local part <const> = helper.read(path):sub(1, size)
+      local _, before <const> = part:gsub("\n", "")
+      helper.write(path, part)
+      result = run(3, "resume.lua " .. path)
+      assert.equal(("%d of 100 done before, %d now, 0 failed\n"):format(before, 100 - before),
+        result.out)
+      assert.equal(all, sorted(helper.read(path)))
+    end
+  end)
+
+  it("tells of items that fail, and does them when it runs again", function()
+    local path <const> = helper.tmp() .. "/sweep.csv"
+    local result <const> = helper.run(("%s -e %s scripts/resume.lua %s"):format(helper.plua,
+      helper.quote [[
+        local plua <const> = require "plua"
+        local imap <const> = plua.imap_unordered
+        function plua.imap_unordered(f, ...)
+          return imap(function(block) return block == 3 and error("no three") or f(block) end, ...)
+        end]], path))
+    assert.equal("0 of 100 done before, 99 now, 1 failed\n", result.out)
+    assert.equal(1, result.status)
+    assert.matches("item 3 %(3%): .-no three", result.err)
+    assert.equal("99 of 100 done before, 1 now, 0 failed\n", run(1, "resume.lua " .. path).out)
+  end)
+
+  it("leaves alone what it cannot read", function()
+    assert.matches("usage: resume.lua file", run(1, "resume.lua").err, 1, true)
+    local result <const> = run(1, "resume.lua " .. helper.tmp())
+    assert.same({ "", 1 }, { result.out, result.status })
+    assert.matches("Is a directory", result.err, 1, true)
   end)
 end)
 

@@ -21,7 +21,7 @@ local M <const> = {}
 ---@field reduce? fun(acc: any, result: any): any  folds the results into one; associative
 ---@field emit? fun(result: any, item: any, index: integer)  gets each result, in input order
 ---@field done? fun(results: any)  gets the list of results, or what 'reduce' made of them
----@field key? fun(item: any): any  names an item, whatever its position
+---@field key? fun(item: any): any  names an item, whatever its position; nothing calls it yet
 
 local FIELDS <const> = {
   data = "data", map = "function", reduce = "function", emit = "function", done = "function",
