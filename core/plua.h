@@ -390,7 +390,7 @@ typedef struct plua_cpu_source {
 } plua_cpu_source;
 
 /* Fills at most 'max' sources and answers the number of cores that this process may use, at least
-   1; *n is the number of sources filled. 'sources' may be NULL. The rule: PLUA_WORKERS if it is
+   1; *n is the number of sources filled. Either may be NULL. The rule: PLUA_WORKERS if it is
    set; else the smallest of the online CPUs, the affinity mask, the cgroup quota (v1 and v2, every
    level from leaf to root, rounded up), the batch scheduler's variables and OMP_THREAD_LIMIT.
    PLUA_PROC_ROOT and PLUA_SYS_ROOT replace /proc and /sys. */

@@ -8,42 +8,8 @@ local cc <const> = os.getenv("PLUA_CC") or "gcc"
 -- Always the plain build, whatever variant the specs run on.
 local make <const> = "make " .. (os.getenv("PLUA_MAKE") or "")
 
-local HOST <const> = [[
-#include <plua.h>
-#include <stdio.h>
-
-static int run(void *ctx, const plua_item *item, plua_out *out) {
-  uint64_t cube = (item->index + 1) * (item->index + 1) * (item->index + 1);
-  (void)ctx;
-  return plua_write(out, &cube, sizeof cube);
-}
-
-int main(void) {
-  plua_pool *pool;
-  plua_tasks tasks = {.size = sizeof tasks, .run = run};
-  plua_options options = {.size = sizeof options, .workers = 2};
-  plua_job job = {.size = sizeof job, .count = 6};
-  uint64_t id, sum = 0, value;
-  int done = 0, err = plua_open(&pool, &options, &tasks);
-  if (err < 0 || (err = plua_submit(pool, &job, &id)) < 0) {
-    fprintf(stderr, "%s\n", plua_strerror(err));
-    return 1;
-  }
-  while (done < 6) {
-    plua_event event;
-    if ((err = plua_next(pool, &event)) < 0) break;
-    if (event.what == PLUA_FORK) err = plua_fork(pool);
-    if (event.what == PLUA_NOTHING) plua_wait(pool, -1, 0);
-    if (event.what != PLUA_RESULT) continue;
-    memcpy(&value, event.data, sizeof value);
-    sum += value;
-    done++;
-  }
-  plua_close(pool);
-  printf("%llu\n", (unsigned long long)sum);
-  return sum != 441;
-}
-]]
+-- The host that README shows.
+local HOST <const> = assert(helper.read("README.md"):match("\n```c\n(.-)```\n"))
 
 -- Two states in one program, each with a pool and a C function of the host's.
 local STATES <const> = [[
@@ -160,6 +126,14 @@ describe("make install", function()
     local out <const> = sh("cd / && " .. dir .. "/plua -j 2 " .. dir .. "/job.lua",
       { env = { LUA_PATH = "", LUA_CPATH = "" } })
     assert.equal("2\n3\n4\n", out)
+  end)
+
+  it("runs what README begins with, which prints what README says", function()
+    local dir <const> = helper.tmp()
+    local code <const>, name <const>, printed <const> = helper.read("README.md"):match(
+      "\n```lua\n(.-)```\n.-saved as `([%w.]+)`.-\n```\n(.-)```\n")
+    helper.write(dir .. "/" .. name, code)
+    assert.equal(printed, sh(("cd %s && %s/bin/plua %s"):format(dir, prefix, name)))
   end)
 
   it("lets a C program be linked by pkg-config", function()
