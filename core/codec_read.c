@@ -257,7 +257,9 @@ static int take_meta(struct codec_reader *r) {
     lua_pop(L, 2);
     return 0;
   }
-  lua_pushfstring(L, "no metatable is registered here under the name '%s' (plua.register)",
+  lua_pushfstring(L,
+                  "no metatable is registered here under the name '%s': plua.register it before "
+                  "workers are made",
                   lua_tostring(L, -3));
   return PLUA_ECODEC;
 }

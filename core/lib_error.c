@@ -150,9 +150,8 @@ void push_failure(lua_State *L, struct job *job, const plua_event *ev, int at) {
     lua_pushlstring(L, ev->output, ev->output_len);
     lua_setfield(L, -2, "output");
   }
-  if (ev->what == PLUA_LEFT && !ev->failed)
-    set_string(L, "reason", "finish");
-  else if (ev->what == PLUA_LOST)
+  if (ev->what == PLUA_LEFT) set_string(L, "reason", "finish");
+  if (ev->what == PLUA_LOST)
     set_string(L, "reason", plua_strerror(ev->code));
   else if (ev->len)
     set_reply(L, ev, (lua_Integer)lo + 1, (lua_Integer)hi);

@@ -408,7 +408,8 @@ describe("codec: tables", function()
     message = message:gsub("spec%.other", "spec.where")
     local value <const>, why <const>, code <const> = codec.decode(message)
     assert.is_nil(value)
-    assert.equal("no metatable is registered here under the name 'spec.where' (plua.register)", why)
+    assert.equal("no metatable is registered here under the name 'spec.where': plua.register it "
+      .. "before workers are made", why)
     assert.equal(codec.ECODEC, code)
   end)
 
@@ -1137,7 +1138,8 @@ end)
 describe("codec: a result that only its worker could read", function()
   local plua <const> = require "plua"
   local WHY <const> =
-    "no metatable is registered here under the name 'spec.only there' (plua.register)"
+    "no metatable is registered here under the name 'spec.only there': plua.register it "
+      .. "before workers are made"
 
   local function make(i)
     if i ~= 2 then return i end

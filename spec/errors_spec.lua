@@ -261,7 +261,8 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
     it("of finish is raised after the results were made", function()
       local err <const> = caught(plua.map, tostring, { 1 },
         { workers = workers, finish = function() error("unfinished") end })
-      assert.matches("unfinished", tostring(err))
+      assert.matches("^spec/errors_spec.lua:%d+: unfinished$", err.message)
+      assert.matches("^finish: spec/errors_spec.lua:%d+: unfinished\n", tostring(err))
     end)
   end)
 end

@@ -34,6 +34,7 @@ local M <const> = {}
 ---@field elapsed? number  seconds that the item ran
 ---@field output? string   the last of what it printed, at most 64 KiB, under output = "grouped";
 ---  else, of an item that took its worker along, what it wrote to stderr last
+---@field package finishing? boolean  'finish' raised it
 local Error <const> = { __name = "plua.Error" }
 
 local SHORT <const> = 60 -- characters of a string that a message shows
@@ -337,6 +338,7 @@ local function make(fields)
   if fields.kind == "error" and M.iserror(fields.value) then hand_on(fields) end
   local data <const>, reason <const>, timeout <const> = fields.data, fields.reason, fields.timeout
   fields.data, fields.reason, fields.timeout = nil, nil, nil
+  fields.finishing = reason == "finish" and fields.kind == "error" or nil
   if data ~= nil and fields.index then
     fields.item = item_of(data, fields.index)
     if fields.value ~= nil or fields.traceback then fields.last = nil end
@@ -433,6 +435,7 @@ function Error.__tostring(err)
   if err.kind == "encode" then said, of_result = said:gsub("^result:? ?", NO_WAY) end
   parts[1] = subject and subject .. ": " .. said or said
   if err.kind == "init" then parts[1] = "init: " .. said end
+  if err.finishing then parts[1] = "finish: " .. said end
   local where <const> = err.where
   if where and not err.message:find(where, 1, true) then
     local verb <const> = VERB[err.kind] or "raised"
