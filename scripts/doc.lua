@@ -402,7 +402,7 @@ local function lua_reference(modules)
   for _, module in ipairs(modules) do
     if #module.open > 0 then
       local title <const>, lead <const> = headline(module)
-      local anchor <const> = title:lower():gsub("[^%w ]", ""):gsub(" ", "-")
+      local anchor <const> = title:lower():gsub("[^%w -]", ""):gsub(" ", "-")
       contents[#contents + 1] = ("- [%s](#%s)"):format(title, anchor)
       out[#out + 1] = ("## %s\n\n%s\n"):format(title, lead)
       out[#out + 1] = table.concat(module.open, "\n")

@@ -91,7 +91,8 @@ end
 --- Applies `f` to each item of `data` in parallel, keeping order.
 -- Equals: for i, item in ipairs(data) do out[i] = f(item, i) end
 -- unless `f` depends on state that earlier calls changed. A C function gets the item alone. The
--- first error of an item is raised, unless `opts.on_error` says else.
+-- first error of an item is raised, unless `opts.on_error` says else. An iterator is called to its
+-- end before the first item runs, here and in all others but imap, imap_unordered and find.
 ---@param f fun(item: any, index: integer): any
 ---@param data table|function|plua.Range  a sequence, a table with n, an iterator, a range
 ---@param opts? plua.Options
