@@ -436,5 +436,6 @@ describe("submit.sh", function()
     local head <const> = helper.read("scripts/submit.sh"):match "^#!/bin/sh\n(.-)\n[^#\n]"
     assert.matches("\n#SBATCH --nodes=1\n", head, 1, true)
     assert.matches("\n#SBATCH --cpus-per-task=32\n", head, 1, true)
+    assert.matches("\n#SBATCH --signal=B:USR1@60\n", head, 1, true)
   end)
 end)
