@@ -9,6 +9,10 @@ local core <const> = require("plua.core")
 local options <const> = require("plua.options")
 local run <const> = require("plua.run")
 
+-- Looked up once: futures come by the thousand.
+local getmetatable <const>, setmetatable <const> = getmetatable, setmetatable
+local unpack <const> = table.unpack
+
 local M <const> = {}
 
 --- What apply_async, map_async and starmap_async of a pool answer. It makes progress, and callbacks
@@ -166,14 +170,15 @@ end
 ---@return any ...  what the function returned; of map_async and starmap_async, the list
 function Future:get(timeout)
   check(self)
-  check_timeout(timeout)
-  await(self, timeout)
+  if timeout ~= nil then check_timeout(timeout) end
+  if not self[N] then await(self, timeout) end
   run.callbacks()
   if self.err ~= nil then
     run.told(self)
     error(self.err, 0)
   end
-  return table.unpack(self, N + 1, N + self[N])
+  if self[N] == 1 then return self[N + 1] end
+  return unpack(self, N + 1, N + self[N])
 end
 
 --- Waits until the future is done, whatever its outcome.

@@ -11,6 +11,8 @@ local options <const> = require("plua.options")
 local run <const> = require("plua.run")
 local weight <const> = require("plua.weight")
 
+local getmetatable <const>, type <const> = getmetatable, type
+
 local M <const> = {}
 
 --- A to-be-closed value: `local pool <close> = plua.pool()`. Left normally, it finishes what was
@@ -30,8 +32,9 @@ local function check(pool)
   if getmetatable(pool) ~= Pool then
     error(("a pool is wanted, not %s (call its methods with a colon)"):format(type(pool)), 3)
   end
+  if pool.state == "open" then return end
   if pool.state == "closed" then error("the pool is closed: it takes no more work", 3) end
-  if pool.state == "terminated" then error("the pool is terminated: it takes no more work", 3) end
+  error("the pool is terminated: it takes no more work", 3)
 end
 
 -- ---- calls over data --------------------------------------------------------------------------
@@ -225,8 +228,7 @@ local function submit(pool, f, ...)
 end
 
 -- f of pool:apply(f, ...): what pool:apply(f(...)) gives is none.
-local function check_applied(f)
-  if type(f) == "function" then return end
+local function refuse_applied(f)
   error(("f must be a function, not %s: name it, its arguments follow, as in pool:apply(f, 1, 2)")
     :format(type(f)), 3)
 end
@@ -237,7 +239,7 @@ end
 ---@return any ...  its results
 function Pool:apply(f, ...)
   check(self)
-  check_applied(f)
+  if type(f) ~= "function" then refuse_applied(f) end
   return run.plainly(submit(self, f, ...):get())
 end
 
@@ -248,9 +250,10 @@ end
 ---@return plua.Future  of its results
 function Pool:apply_async(f, ...)
   check(self)
-  check_applied(f)
-  local promise <const>, due <const> = submit(self, f, ...)
-  if due then future.look(self.handle) end
+  if type(f) ~= "function" then refuse_applied(f) end
+  local handle <const> = self.handle
+  local promise <const> = future.new(handle)
+  if handle:apply(self.apply_spec, promise, f, ...) then future.look(handle) end
   return promise
 end
 
