@@ -255,12 +255,15 @@ describe("futures", function()
       local pool <close> = plua.pool { workers = 1 }
       local future = pool:apply_async(function() return 5 end)
       future:add_done_callback(function() error("in callback", 0) end)
+      local odd = setmetatable({}, { __tostring = function() error("in tostring", 0) end })
+      future:add_done_callback(function() error(odd) end)
       future:add_done_callback(function() print("next") end)
       print(future:get())
       print(future:get())
     ]])
     assert.equal("next\n5\n5\n", result.out)
-    assert.equal("plua: a callback failed: in callback\n", result.err)
+    assert.equal("plua: a callback failed: in callback\n" ..
+      "plua: a callback failed: (error object whose __tostring fails)\n", result.err)
   end)
 
   it("run callbacks only as the outermost call returns", function()

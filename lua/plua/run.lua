@@ -146,7 +146,9 @@ end)
 -- ---- callbacks --------------------------------------------------------------------------------
 
 local function report(err)
-  io.stderr:write("plua: a callback failed: ", tostring(err), "\n")
+  local fine <const>, text <const> = pcall(tostring, err)
+  io.stderr:write("plua: a callback failed: ",
+    fine and text or "(error object whose __tostring fails)", "\n")
 end
 
 -- Failures that no get has raised yet: those of futures that are still there, one of all, and how
