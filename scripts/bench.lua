@@ -1,8 +1,9 @@
 -- Measures plua beside the serial loop, the machine's limits and the peers that are installed, in
--- one run; prints a table, writes bench.json and bench.svg into the build directory.
+-- one run; prints a table, writes bench.json and bench.svg into the build directory; a run of some
+-- cases only writes bench-part.json and bench-part.svg.
 --   plua scripts/bench.lua [--runs=N] [--case=PATTERN] [--compare=OLD.json] [--dir=DIR]
 --     [--no-counts]
---   plua scripts/bench.lua --markdown      the table of the last run, as Markdown
+--   plua scripts/bench.lua --markdown      the table of the last whole run, as Markdown
 --   plua scripts/bench.lua --readme        puts that and the picture into the README
 -- Each repetition is a process of its own that makes its data, warms up as its case tells, and
 -- prints the time of the rest; contenders take turns. Exit status 1: dearer than OLD.json tells.
@@ -174,8 +175,10 @@ local function row_of(case, found)
     targets = report.targets(case, medians_of(results, pair)) }
 end
 
+local whole <const> = (opts.case or "") == ""
+
 local function chosen(case)
-  if not opts.case or opts.case == "" then return true end
+  if whole then return true end
   return case.id:find(opts.case) ~= nil or case.name:find(opts.case, 1, true) ~= nil
 end
 
@@ -240,9 +243,10 @@ local function count(run, word)
 end
 
 local run <const> = main()
-write(build .. "/bench.json", json.encode(run) .. "\n")
-write(build .. "/bench.svg", picture(run))
-print(("%d of %d cases miss a target, %d hold by ratio; see %s/bench.json and bench.svg"):format(
-  count(run, "MISSES"), #run.rows, count(run, "by ratio"), build))
+local place <const> = build .. (whole and "/bench" or "/bench-part")
+write(place .. ".json", json.encode(run) .. "\n")
+write(place .. ".svg", picture(run))
+print(("%d of %d cases miss a target, %d hold by ratio; written: %s.json, %s.svg"):format(
+  count(run, "MISSES"), #run.rows, count(run, "by ratio"), place, place))
 local dearer <const> = old and show_comparison(run)
 os.exit(not dearer)

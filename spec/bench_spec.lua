@@ -46,7 +46,7 @@ describe("the benchmark", function()
     local result <const> = bench(dir, "--runs=1 --case=trip --no-counts")
     assert.same({ "", 0 }, { result.err, result.status })
     assert.matches("\npool:apply, worker idle +us +[%d.]+ ", result.out)
-    local run <const> = json.decode(helper.read(dir .. "/bench.json"))
+    local run <const> = json.decode(helper.read(dir .. "/bench-part.json"))
     local row <const> = run.rows[1]
     assert.same({ 1, "trip", 2000, 1 }, { #run.rows, row.id, row.items, row.rounds })
     for _, who in ipairs { "plua", "serial", "limit" } do
@@ -55,8 +55,9 @@ describe("the benchmark", function()
     end
     assert.equal("has no call for one item", row.results.joblib.why)
     assert.equal(row.results.plua.median <= row.results.limit.median + 2, row.targets[1].met)
-    local seen <const> = well_formed(helper.read(dir .. "/bench.svg"))
+    local seen <const> = well_formed(helper.read(dir .. "/bench-part.svg"))
     assert.is_true(seen.circle > 9 and seen.svg == 2)
+    os.rename(dir .. "/bench-part.json", dir .. "/bench.json")
     assert.matches("| pool:apply, worker idle | us | **", helper.run(
       ("%s scripts/bench.lua --dir=%s --markdown"):format(helper.plua, dir)).out, 1, true)
   end)
@@ -64,7 +65,7 @@ describe("the benchmark", function()
   it("names what became dearer since an earlier run, and fails then", function()
     local dir <const> = place()
     assert.equal(0, bench(dir, "--runs=1 --case=trip --no-counts").status)
-    local path <const> = dir .. "/bench.json"
+    local path <const> = dir .. "/bench-part.json"
     local run <const> = json.decode(helper.read(path))
     local ours <const> = run.rows[1].results.plua
     ours.low, ours.median, ours.high = 0.001, 0.001, 0.001
@@ -108,6 +109,16 @@ describe("the benchmark", function()
     } do
       assert.equal(t[1], verdict(t[2], t[3]))
     end
+  end)
+
+  it("leaves the last whole run alone where some cases are run", function()
+    local dir <const> = place()
+    helper.write(dir .. "/bench.json", "whole")
+    helper.write(dir .. "/bench.svg", "picture")
+    local result <const> = bench(dir, "--runs=1 --case=trip --no-counts")
+    assert.matches("written: [^\n]*/bench%-part.json, [^\n]*/bench%-part.svg\n", result.out)
+    assert.same({ "whole", "picture" },
+      { helper.read(dir .. "/bench.json"), helper.read(dir .. "/bench.svg") })
   end)
 
   it("says which options there are, and that no case has such a name", function()

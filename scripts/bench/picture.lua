@@ -3,7 +3,7 @@
 -- SPDX-License-Identifier: MIT
 local figure <const> = require("report").figure
 
-local LEFT <const>, TOP <const>, ROW <const>, WIDTH <const> = 300, 70, 26, 620
+local LEFT <const>, TOP <const>, ROW <const>, WIDTH <const> = 350, 70, 26, 620 -- names end at LEFT
 local COLOURS <const> = {
   { "plua", "plua", "#0b5fa5" }, { "serial", "serial loop", "#777777" },
   { "limit", "machine's limit", "#111111" }, { "mp", "multiprocessing", "#d1495b" },
