@@ -30,9 +30,9 @@ struct worker {
   int64_t killed_ns; /* when it was killed; 0: it was not */
   pid_t pid;         /* W_UP, W_LOST */
   int in_slot;       /* the batch that it began last; -1: none */
-  /* watch.c: since when it runs item 'watched' of that batch (0: not watched); when it is
-     interrupted again */
-  int64_t since_ns, again_ns;
+  /* watch.c: since when it runs item 'watched' of that batch (0: not watched); when that was first
+     interrupted (0: it was not), and when it is again */
+  int64_t since_ns, told_ns, again_ns;
   unsigned watched;
   int64_t rests_ns; /* watch.c: since when it runs nothing that is timed; 0: it does */
   bool leaves;      /* it was told to leave though others stay */

@@ -38,11 +38,13 @@ static bool timed_item(struct plua_pool *p, int number, unsigned *k, int64_t *ti
   return *timeout_ns && p->link->ops->running(p->link, slot, k) == number && *k >= got;
 }
 
-/* late_ns: how far beyond its grace the item is; negative: within. */
-static void end_item(struct plua_pool *p, int number, unsigned k, int64_t late_ns, int64_t now) {
+/* The grace is counted from the first interrupt, which may come late: the owner was busy elsewhere,
+   or did not get to run. */
+static void end_item(struct plua_pool *p, int number, unsigned k, int64_t grace_ns, int64_t now) {
   struct worker *w = &p->worker[number];
   unsigned slot = (unsigned)w->in_slot, held;
-  if (late_ns >= 0) {
+  if (!w->told_ns) w->told_ns = now;
+  if (now - w->told_ns >= grace_ns) {
     if (p->link->ops->hold(p->link, slot, k, k + 1, &held) == number)
       pool_doom(p, number, slot, k, PLUA_ETIMEOUT, false);
   } else if (now >= w->again_ns) {
@@ -85,10 +87,10 @@ void pool_watch(struct plua_pool *p) {
       w->since_ns = now;
       w->watched = k;
       w->rests_ns = 0;
-      w->again_ns = 0;
+      w->told_ns = w->again_ns = 0;
     } else if (now - w->since_ns >= timeout_ns) {
       int64_t grace = p->interruptible ? GRACE_NS + timeout_ns / 10 : 0;
-      end_item(p, (int)i, k, now - w->since_ns - timeout_ns - grace, now);
+      end_item(p, (int)i, k, grace, now);
     }
   }
 }
@@ -96,6 +98,7 @@ void pool_watch(struct plua_pool *p) {
 void pool_watch_shift(struct plua_pool *p, int64_t gap_ns) {
   for (unsigned i = 0; watches(p) && i < p->link->cap; i++) {
     if (p->worker[i].since_ns) p->worker[i].since_ns += gap_ns;
+    if (p->worker[i].told_ns) p->worker[i].told_ns += gap_ns;
     if (p->worker[i].rests_ns) p->worker[i].rests_ns += gap_ns;
   }
 }

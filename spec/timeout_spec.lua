@@ -137,6 +137,19 @@ end
 describe("a timeout", function()
   helper.guard()
 
+  it("interrupts first, however long the caller was busy elsewhere", function()
+    local results <const> = {}
+    for i, result in plua.imap(function(i)
+      while i == 2 do pcall(function() while true do end end) end
+      return i
+    end, { 1, 2 }, { workers = 1, timeout = TIMEOUT, on_error = "collect", chunksize = 1 }) do
+      results[i] = result
+      local ends <const> = crash.now() + 1
+      while i == 1 and crash.now() < ends do end
+    end
+    assert.same({ "timeout", nil }, { results[2].kind, results[2].signal })
+  end)
+
   it("kills by imap and on a pool too", function()
     for _, way in ipairs { "imap", "pool:map" } do
       assert.equal("SIGKILL", run(way, 2, HARD["a loop in C"]).signal)
