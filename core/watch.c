@@ -14,7 +14,7 @@
 
 /* Also while workers leave. */
 static bool watches(const struct plua_pool *p) {
-  return p->timed || p->closing || p->parting;
+  return p->timed || p->retired || p->parting;
 }
 
 int64_t pool_watch_tick(const struct plua_pool *p) {
@@ -61,9 +61,10 @@ static void end_stopped(struct plua_pool *p, int number, int64_t now) {
   struct sched_batch b;
   int who;
   unsigned got;
-  if (w->state == W_NONE || w->doomed || !(p->timed || p->closing || w->leaves)) return;
+  bool parts = p->retired || w->leaves;
+  if (w->state == W_NONE || w->doomed || !(p->timed || parts)) return;
   if (!w->rests_ns) w->rests_ns = now;
-  if (now - w->rests_ns < p->shortest_ns + GRACE_NS) return;
+  if (now - w->rests_ns < GRACE_NS + (parts ? 0 : p->shortest_ns)) return;
   w->rests_ns = now; /* asks the kernel now and then only */
   bool out = w->in_slot >= 0 && sched_out(p->sched, (unsigned)w->in_slot, &b, &who, &got);
   p->link->ops->end_stopped(p->link, number, out && who == number ? got : UINT32_MAX);

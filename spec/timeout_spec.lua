@@ -381,6 +381,33 @@ describe("a worker that somebody stops while it runs nothing", function()
     assert.is_true(pool:join(SLACK))
   end)
 
+  it("does not keep a pool that had a long timeout from ending", function()
+    local pool <close> = plua.pool { workers = 2 }
+    check(pool:map(double, plua.range(1, 50), { timeout = 1000 }))
+    local pid <const> = pool:apply(crash.pid)
+    crash.kill(pid, SIGSTOP)
+    pool:close()
+    local gone <const> = pool:join(SLACK)
+    if not gone then crash.kill(pid, 9) end -- or this would hang
+    assert.is_true(gone)
+  end)
+
+  it("is left alone while its pool that ends has work to give out", function()
+    local dir <const> = helper.tmp() .. "/"
+    local pool <close> = plua.pool { workers = 2, finish = function()
+      helper.write(dir .. crash.pid(), "x")
+    end }
+    local pids <const> = pool:map(function() crash.csleep(0.1) return crash.pid() end, { 1, 2 },
+      { chunksize = 1 })
+    crash.kill(pids[1], SIGSTOP)
+    for _ = 1, 2400 do pool:apply_async(crash.csleep, 0.001) end -- more than lie ready at once
+    pool:close()
+    local gone <const> = pool:join(4 * SLACK)
+    if not gone then crash.kill(pids[1], 9) end
+    assert.is_true(gone)
+    assert.equal("x", helper.read(dir .. pids[1]))
+  end)
+
   it("does not keep any pool from ending, and runs 'finish'", function()
     local path <const> = helper.tmp() .. "/finished"
     local pool <close> = plua.pool { workers = 2, finish = function() helper.write(path, "x") end }
