@@ -134,6 +134,20 @@ describe("Ctrl-C", function()
     end)
   end
 
+  it("in on_error is no outcome of a future, which would swallow it", function()
+    local run <const> = start([[
+      local pool = plua.pool { workers = 1 }
+      local future = pool:map_async(function() error("x") end, { 1 }, { on_error = function()
+        step("x")
+        while true do end
+      end })
+      future:wait()
+      step("x")]])
+    await(run, 1)
+    pty.write(run.fd, "\3")
+    assert.equal("signal 2", (ending(run)))
+  end)
+
   it("comes a second time: ends at once", function()
     local run <const> = start(SPIN:format("require('crashkit').ignsigs() while true do end"))
     await(run, 2)
