@@ -55,6 +55,16 @@ struct inliner {
 
 /* ---- scratch bytes -------------------------------------------------------------------------- */
 
+static int scratch_resize(plua_out *out, size_t cap) {
+  size_t used = (size_t)(out->at - out->begin);
+  unsigned char *p = realloc(out->begin, cap);
+  if (!p) return -ENOMEM;
+  out->begin = p;
+  out->at = p + used;
+  out->end = p + cap;
+  return 0;
+}
+
 static int scratch_more(plua_out *out, size_t need) {
   size_t used = (size_t)(out->at - out->begin), cap = (size_t)(out->end - out->begin);
   size_t want = cap ? cap : 256;
@@ -62,10 +72,7 @@ static int scratch_more(plua_out *out, size_t need) {
     if (want > SIZE_MAX / 2) return -ENOMEM;
     want *= 2;
   }
-  unsigned char *p = realloc(out->begin, want);
-  if (!p) return -ENOMEM;
-  *out = (plua_out){p, p + used, p + want, scratch_more};
-  return 0;
+  return scratch_resize(out, want);
 }
 
 void scratch_open(struct scratch *s) {
@@ -80,10 +87,7 @@ void scratch_close(struct scratch *s) {
 void scratch_trim(struct scratch *s, size_t keep) {
   plua_out *out = &s->out;
   size_t used = (size_t)(out->at - out->begin), cap = (size_t)(out->end - out->begin);
-  if (cap <= keep) return;
-  if (used > keep) keep = used;
-  unsigned char *p = realloc(out->begin, keep);
-  if (p) *out = (plua_out){p, p + used, p + keep, scratch_more};
+  if (cap > keep) scratch_resize(out, used > keep ? used : keep);
 }
 
 /* ---- grouped output ------------------------------------------------------------------------- */
