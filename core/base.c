@@ -32,6 +32,10 @@ int64_t now_ns(void) {
   return read_clock(CLOCK_MONOTONIC);
 }
 
+bool err_is_short(int err) {
+  return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE;
+}
+
 int write_all(int fd, const void *bytes, size_t len) {
   const char *p = bytes;
   while (len) {

@@ -43,6 +43,8 @@ int64_t now_ns(void);
 /* The same to some milliseconds, at a fifth of the cost. */
 int64_t now_roughly_ns(void);
 
+/* Whether the negated errno says that processes, memory or descriptors are short for now. */
+bool err_is_short(int err);
 /* Whole reads and writes: EINTR and short counts are gone on with. 0 or a negated errno;
    read_all answers the bytes read, fewer than len only at the end of the file. */
 int write_all(int fd, const void *bytes, size_t len);

@@ -89,12 +89,8 @@ const char *plua_message(const plua_pool *p) {
 
 /* ---- workers ------------------------------------------------------------------------------- */
 
-static bool temporary(int err) {
-  return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE;
-}
-
 static int fork_failed(plua_pool *p, int err, int started) {
-  if (!p->alive || !temporary(err))
+  if (!p->alive || !err_is_short(err))
     return pool_say(p, err, "cannot start worker %u of %u: %s", p->alive + 1, p->target,
                     plua_strerror(err));
   pool_say(p, err, "only %u of %u workers could be started: %s", p->alive, p->target,

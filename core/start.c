@@ -187,10 +187,6 @@ static void spares_look(struct local *l, unsigned n) {
   if (!l->cramped && l->lives + n >= SPARE_MANY) spare_copy(l);
 }
 
-static bool is_short(int err) {
-  return err == -EAGAIN || err == -ENOMEM || err == -EMFILE || err == -ENFILE;
-}
-
 /* Where processes are short, memory or descriptors, a worker is worth more than a second spare. */
 static int start_by_spares(struct local *l, unsigned first, unsigned n) {
   unsigned line[SPARES], lines;
@@ -198,7 +194,7 @@ static int start_by_spares(struct local *l, unsigned first, unsigned n) {
   spares_look(l, n);
   while (!r && (lines = spare_lines(l, line)) > 0) {
     r = start_by_spare(l, first, n < lines * SPARE_RUN ? n : lines * SPARE_RUN);
-    if (lines == 1 || !is_short(r)) continue;
+    if (lines == 1 || !err_is_short(r)) continue;
     l->cramped = true;
     spare_drop(l, line[1]);
     r = 0;

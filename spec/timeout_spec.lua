@@ -381,15 +381,19 @@ describe("a worker that somebody stops while it runs nothing", function()
     assert.is_true(pool:join(SLACK))
   end)
 
-  it("does not keep a pool that had a long timeout from ending", function()
-    local pool <close> = plua.pool { workers = 2 }
-    check(pool:map(double, plua.range(1, 50), { timeout = 1000 }))
-    local pid <const> = pool:apply(crash.pid)
+  local function ends_with_stopped(pool, pid)
     crash.kill(pid, SIGSTOP)
     pool:close()
     local gone <const> = pool:join(SLACK)
     if not gone then crash.kill(pid, 9) end -- or this would hang
     assert.is_true(gone)
+  end
+
+  it("does not keep a pool that had a long timeout from ending", function()
+    local pool <close> = plua.pool { workers = 2 }
+    check(pool:map(double, plua.range(1, 50), { timeout = 1000 }))
+    local pid <const> = pool:apply(crash.pid)
+    ends_with_stopped(pool, pid)
   end)
 
   it("is left alone while its pool that ends has work to give out", function()
@@ -412,11 +416,7 @@ describe("a worker that somebody stops while it runs nothing", function()
     local path <const> = helper.tmp() .. "/finished"
     local pool <close> = plua.pool { workers = 2, finish = function() helper.write(path, "x") end }
     local pid <const> = pool:apply(crash.pid)
-    crash.kill(pid, SIGSTOP)
-    pool:close()
-    local gone <const> = pool:join(SLACK)
-    if not gone then crash.kill(pid, 9) end -- or this would hang
-    assert.is_true(gone)
+    ends_with_stopped(pool, pid)
     assert.equal("x", helper.read(path))
   end)
 
