@@ -193,12 +193,14 @@ COLD static void say_tail(struct server *s, int code, int64_t elapsed, uint16_t 
 /* ---- output that is kept ------------------------------------------------------------------- */
 
 /* Makes the files and sends them to the owner, who has them when this process is dead. Where that
-   cannot be, output is live. */
+   cannot be, output is live. An owner who is gone (his end is closed before this process is
+   killed) is nothing to tell anybody. */
 static void keep_output(struct server *s, int which) {
   int err = capture_open(&s->capture, which, s->slice->shown);
   if (!err) err = capture_send(&s->capture, s->team->mail_fd[1], s->me);
   if (!err) return;
-  fprintf(stderr, "plua: worker %u: output cannot be kept: %s\n", s->me + 1, plua_strerror(err));
+  if (err != -EPIPE && err != -ECONNRESET)
+    fprintf(stderr, "plua: worker %u: output cannot be kept: %s\n", s->me + 1, plua_strerror(err));
   capture_close(&s->capture);
 }
 

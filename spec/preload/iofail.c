@@ -17,6 +17,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -74,6 +75,11 @@ ssize_t read(int fd, void *bytes, size_t n) {
   REAL(read);
   if (!meant("read")) return real(fd, bytes, n);
   return is_short() ? real(fd, bytes, n ? 1 : 0) : failed();
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *m, int flags) {
+  REAL(sendmsg);
+  return meant("sendmsg") ? failed() : real(fd, m, flags);
 }
 
 int ftruncate(int fd, off_t size) {
