@@ -5,8 +5,11 @@
    Keeps true: handlers touch the hook, the stop word and a timer, nothing else of the state; a
    signal that was ignored when the program began stays ignored; nothing outlives a call.
    Knows plua.h and Lua. Does not know options or jobs. SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <lua.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,7 +26,8 @@ enum {
   STUCK_TICKS = 50,   /* so many without that: it is in C code or a coroutine, and ends at once */
   PATIENCE_MS = 1000, /* before ticks begin where there is a grace: calls may end by themselves */
   SAME_MS = 100,      /* timeout(1) and batch systems send to the process and to its group */
-  GRACE_MS = 25000    /* less than the 30 s that Slurm leaves between SIGTERM and SIGKILL */
+  GRACE_MS = 25000,   /* less than the 30 s that Slurm leaves between SIGTERM and SIGKILL */
+  FDS_LOOKED_AT = 256
 };
 
 static volatile int own_word; /* stands in until plua.core is loaded */
@@ -111,13 +115,28 @@ static void set_hook(void) {
 
 static void on_tick(int sig);
 
+static void ticker(int flags) {
+  const struct sigaction a = {.sa_handler = on_tick, .sa_flags = flags};
+  sigaction(SIGALRM, &a, NULL);
+}
+
 static void stop_now(void) {
-  const struct sigaction ticker = {.sa_handler = on_tick};
   *now.word = PLUA_STOP_NOW;
   now.ticks = 0;
   set_hook();
-  sigaction(SIGALRM, &ticker, NULL);
+  ticker(0);
   tick_after(TICK_MS, TICK_MS);
+}
+
+/* Whether the script may be writing to who does not read: if that is ended, stdio forgets what it
+   held. */
+static bool may_write(void) {
+  for (int fd = 0; fd < FDS_LOOKED_AT; fd++) {
+    struct pollfd f = {fd, POLLOUT, 0};
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY && poll(&f, 1, 0) == 0) return true;
+  }
+  return false;
 }
 
 /* By the signal itself, so that who waits for this process sees it. */
@@ -151,8 +170,11 @@ static void give_up(void) {
   _exit(EX_TEMPFAIL);
 }
 
+/* While there is a grace, a tick finds out whether the next one may end a system call. Nothing else
+   has been written by then: before that the hook would have run. */
 static void on_tick(int sig) {
   (void)sig;
+  int err = errno;
   if (*now.word == PLUA_STOP_NOW) {
     now.ticks = now.ticks + 1;
     if (now.ticks >= STUCK_TICKS) give_up();
@@ -160,7 +182,10 @@ static void on_tick(int sig) {
     tick_after(0, 0);
   } else if (clock_ms() >= now.ends_ms) {
     stop_now();
+  } else {
+    ticker(may_write() ? SA_RESTART : 0);
   }
+  errno = err;
 }
 
 /* The second one ends the process, and with it the workers. */
@@ -181,6 +206,7 @@ static void on_terminate(int sig) {
     now.ends_ms = time + now.grace_ms;
     *now.word = PLUA_STOP_DRAIN;
     set_hook();
+    ticker(SA_RESTART);
     tick_after(now.grace_ms < PATIENCE_MS ? now.grace_ms + 1 : PATIENCE_MS, TICK_MS);
   } else if (*now.word == PLUA_STOP_DRAIN) {
     stop_now();

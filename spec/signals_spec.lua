@@ -371,6 +371,25 @@ describe("SIGTERM", function()
     assert(#trace(run) <= 4, #trace(run))
   end)
 
+  it("loses nothing that waits for a slow reader", function()
+    local run <const> = start([[
+      local read = arg[0]:gsub("x.lua$", "read")
+      local pipe = io.popen("sleep 2.5; cat >" .. read, "w")
+      return { data = plua.range(1, 1000000), map = function(x) return ("%099d"):format(x) end,
+        emit = function(line, i)
+          if i == 100 then step("x") end
+          pipe:write(line, "\n")
+        end }]])
+    await(run, 1) -- long before the pipe is full; what ends waits ends them when it is
+    kit.kill(run.pid, TERM)
+    assert.equal("exit 75", (ending(run)))
+    local n <const> = prefix(helper.read(run.dir .. "/read"))
+    assert(n >= 100)
+    local grouped <const> = ("%d"):format(n):reverse():gsub("%d%d%d", "%0,"):reverse()
+    assert.equal("plua: stopped by SIGTERM: " .. grouped:gsub("^,", "") ..
+      " of 1,000,000 items done\n", run.err)
+  end)
+
   it("says nothing of a call that failed before", function()
     local run <const> = start([[
       pcall(plua.map, error, { 1, 2, 3 })
