@@ -281,7 +281,8 @@ PLUA_API const void *plua_payload(plua_pool *pool, uint64_t id, uint64_t index, 
 
 enum {
   PLUA_WITHDRAW = 0, /* only what no worker has begun */
-  PLUA_KILL = 1      /* and what runs: its worker is killed and replaced */
+  PLUA_KILL = 1      /* and what runs: its worker is killed and replaced. What it has failed with
+                        meanwhile is its outcome, it is not tried again */
 };
 
 /* Cancels items [first, first + count) of a job (count UINT64_MAX: to the end). Each that has no

@@ -377,7 +377,7 @@ static void recall(plua_pool *p, uint64_t id, uint64_t first, uint64_t end) {
 }
 
 /* Dooms workers that run an item of [first, end): they are held now, killed when all that they
-   published is told. */
+   published is told. What has failed, or dies by itself, is not begun again. */
 static void doom(plua_pool *p, uint64_t id, uint64_t first, uint64_t end, bool silent) {
   struct sched_batch b;
   int who;
@@ -387,6 +387,7 @@ static void doom(plua_pool *p, uint64_t id, uint64_t first, uint64_t end, bool s
       continue;
     unsigned low = first > b.first ? (unsigned)(first - b.first) : 0;
     unsigned high = end - b.first < b.n ? (unsigned)(end - b.first) : b.n;
+    sched_last_try(p->sched, slot, low, high);
     int w = p->link->ops->hold(p->link, slot, low > got ? low : got, high, &k);
     if (w >= 0) pool_doom(p, w, slot, k, PLUA_ECANCELLED, silent);
   }

@@ -31,6 +31,7 @@ struct batch {
   enum batch_state state;
   uint64_t job, first;
   unsigned n, got; /* got: outcomes received, so item first + got is the oldest open one */
+  unsigned last_from, last_end; /* items that are not tried again */
   struct past past;
   enum lane lane;
   unsigned worker; /* B_BEGUN */
@@ -375,6 +376,17 @@ bool sched_back(struct sched *s, unsigned slot, unsigned keep) {
   return true;
 }
 
+void sched_last_try(struct sched *s, unsigned slot, unsigned from, unsigned end) {
+  struct batch *b = &s->batch[slot];
+  if (b->last_end > b->got) {
+    if (from > b->last_end || end < b->last_from) return;
+    if (from > b->last_from) from = b->last_from;
+    if (end < b->last_end) end = b->last_end;
+  }
+  b->last_from = from;
+  b->last_end = end;
+}
+
 bool sched_out(const struct sched *s, unsigned slot, struct sched_batch *out, int *worker,
                unsigned *got) {
   const struct batch *b = &s->batch[slot];
@@ -425,7 +437,8 @@ static enum sched_verdict charge(struct sched *s, const struct batch *b, unsigne
     done(s);
     return SCHED_DROP;
   }
-  if (how >= SCHED_FINAL || b->past.charged[how] >= j->retries[how] || sched_prepare(s) < 0) {
+  bool last = how >= SCHED_FINAL || (k >= b->last_from && k < b->last_end);
+  if (last || b->past.charged[how] >= j->retries[how] || sched_prepare(s) < 0) {
     done(s);
     return SCHED_DELIVER;
   }

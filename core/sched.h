@@ -91,6 +91,9 @@ int sched_prepare(struct sched *s);
 /* All but the first 'keep' items of the batch came back (they wait again). True: nothing of it is
    out any more, the slot is free. */
 bool sched_back(struct sched *s, unsigned slot, unsigned keep);
+/* Items [from, end) of the batch that is out in 'slot' are not tried again if they fail. Of two
+   ranges that are apart, only the first counts as long as an outcome of it is to come. */
+void sched_last_try(struct sched *s, unsigned slot, unsigned from, unsigned end);
 
 /* ---- what workers do ----------------------------------------------------------------------- */
 

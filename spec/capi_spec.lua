@@ -83,6 +83,7 @@ local programs <const> = {
     kill_chunks = "kills what runs inside a batch, its neighbours unharmed",
     kill_spare = "kills what runs and replaces the worker from the spare",
     kill_unheard = "kills what runs though nothing was heard of it yet",
+    kill_failed = "has nothing tried again that has begun",
     kill_range = "kills a range silently",
     kill_at_random = "gives one outcome each, however late it comes",
     cancelled_payloads = "frees the payloads",

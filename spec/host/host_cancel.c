@@ -133,6 +133,39 @@ static void kill_unheard(void) {
   shared_drop();
 }
 
+/* Fails when the host lets it, by itself or with its worker. */
+static int fails(void *ctx, const plua_item *item, plua_out *out) {
+  (void)out;
+  ran[item->index]++;
+  for (flag[0]++; !flag[1];) poll(NULL, 0, 1);
+  if (ctx) raise(SIGSEGV);
+  return 1;
+}
+
+/* What has begun and is cancelled is not begun again, though it has failed meanwhile. */
+static void kill_failed(void) {
+  for (int dies = 0; dies < 2; dies++) {
+    struct drive d;
+    plua_options o = {0};
+    plua_tasks t = {.size = sizeof t, .run = fails, .ctx = dies ? &d : NULL};
+    shared_make();
+    drive_submit(&d, host_open_with(1, &o, &t), 1,
+                 (plua_job){.crash_retries = 3, .error_retries = 3});
+    drive_until(&d, flag, 1);
+    pump(&d);
+    flag[1] = 1;
+    CHECK(plua_wait(d.pool, -1, 0) == 1); /* it has failed, which was not told yet */
+    CHECK_IS(plua_cancel(d.pool, d.job, 0, 1, PLUA_KILL), 0);
+    drive(&d);
+    CHECK_IS(d.errors, !dies);
+    CHECK_IS(d.lost, dies);
+    CHECK_IS(ran[0], 1);
+    drive_end(&d);
+    plua_close(d.pool);
+    shared_drop();
+  }
+}
+
 /* A range is cancelled without an event for each. */
 static void kill_range(void) {
   struct drive d;
@@ -352,13 +385,21 @@ static void far_times(void) {
 
 int main(int argc, char **argv) {
   static const struct host_case cases[] = {
-    {"cancel_waiting", cancel_waiting}, {"kill_one_worker", kill_one_worker},
-    {"kill_chunks", kill_chunks},       {"kill_spare", kill_spare},
-    {"kill_unheard", kill_unheard},     {"kill_range", kill_range},
-    {"kill_at_random", kill_at_random}, {"cancelled_payloads", cancelled_payloads},
-    {"poll_loop", poll_loop},           {"poll_deaths", poll_deaths},
-    {"signal_storm", signal_storm},     {"wait_times_out", wait_times_out},
-    {"far_times", far_times},           {NULL, NULL},
+    {"cancel_waiting", cancel_waiting},
+    {"kill_one_worker", kill_one_worker},
+    {"kill_chunks", kill_chunks},
+    {"kill_spare", kill_spare},
+    {"kill_unheard", kill_unheard},
+    {"kill_failed", kill_failed},
+    {"kill_range", kill_range},
+    {"kill_at_random", kill_at_random},
+    {"cancelled_payloads", cancelled_payloads},
+    {"poll_loop", poll_loop},
+    {"poll_deaths", poll_deaths},
+    {"signal_storm", signal_storm},
+    {"wait_times_out", wait_times_out},
+    {"far_times", far_times},
+    {NULL, NULL},
   };
   return host_main(argc, argv, cases);
 }

@@ -353,6 +353,39 @@ static void faults(void) {
   CHECK(sched_forget(s, id) == 0 && !sched_held(s, id) && sched_end(s, 0, 3, 1));
 }
 
+/* Which items of six that all fail are tried again, when some must not be. "0" .. "5". */
+static void last_tries(unsigned a, unsigned a_end, unsigned b, unsigned b_end, unsigned heard,
+                       const char *again) {
+  struct sched_item item;
+  bool freed;
+  char got[8] = "", *to = got;
+  unsigned slot;
+  struct sched_batch batch;
+  fresh(4, 1, 6, 1);
+  CHECK(sched_add(s, id, 6) == 0 && post(&slot, &batch) == 6 && sched_begin(s, 0, slot));
+  sched_last_try(s, slot, a, a_end);
+  for (unsigned k = 0; k < 6; k++) {
+    if (k == heard) sched_last_try(s, slot, b, b_end);
+    enum sched_verdict v = sched_outcome(s, 0, slot, k, SCHED_ERROR, &item, &freed);
+    CHECK(v == SCHED_AGAIN || v == SCHED_DELIVER);
+    if (v == SCHED_AGAIN) *to++ = (char)('0' + k);
+  }
+  CHECK(strcmp(got, again) == 0);
+}
+
+static void last(void) {
+  last_tries(1, 3, 1, 3, 0, "0345");
+  last_tries(0, 6, 0, 6, 0, "");
+  last_tries(1, 2, 3, 4, 0, "02345"); /* apart: the second does not count */
+  last_tries(3, 4, 1, 2, 0, "01245");
+  last_tries(1, 2, 2, 4, 0, "045"); /* together */
+  last_tries(3, 5, 2, 3, 0, "015");
+  last_tries(1, 5, 2, 3, 0, "05");
+  last_tries(0, 2, 3, 4, 1, "2345");
+  last_tries(0, 2, 3, 4, 2, "245"); /* all of the first were heard of */
+  last_tries(0, 1, 3, 4, 1, "1245");
+}
+
 /* Only some of what it needs fits into memory. */
 static void memory(void) {
   struct rlimit limit = {64 << 20, 64 << 20};
@@ -378,6 +411,7 @@ int main(int argc, char **argv) {
   halves();
   vain();
   faults();
+  last();
   sched_close(s);
   if (argc > 1 && strcmp(argv[1], "memory") == 0) memory();
   puts("ok: edges");
