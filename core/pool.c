@@ -181,6 +181,17 @@ static void time_job(plua_pool *p, int64_t timeout_ns) {
   if (!p->timed++ || timeout_ns < p->shortest_ns) p->shortest_ns = timeout_ns;
 }
 
+/* Counts of items, which are sums over all jobs, must not wrap. */
+static bool too_many(const plua_pool *p, uint64_t count) {
+  uint64_t pending = sched_pending(p->sched), most = UINT64_MAX / 2;
+  return pending > most || count > most - pending;
+}
+
+static int say_many(plua_pool *p, const char *call, uint64_t count) {
+  return pool_say(p, PLUA_EARG, "%s: %llu items are more than can be counted, with what is there",
+                  call, (unsigned long long)count);
+}
+
 int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   OWNED(p);
   plua_job o = {0};
@@ -194,6 +205,7 @@ int plua_submit(plua_pool *p, const plua_job *job, uint64_t *id) {
   if (p->closing) return pool_say(p, PLUA_ECLOSED, "plua_submit: the pool was shut down");
   if (p->failed) return p->failed;
   if (p->put_job) return pool_say(p, PLUA_EARG, "an item is being put: end or drop it first");
+  if (too_many(p, o.count)) return say_many(p, "plua_submit", o.count);
   uint64_t new;
   const unsigned retries[SCHED_CHARGES] = {[SCHED_CRASH] = o.crash_retries,
                                            [SCHED_ERROR] = o.error_retries,
@@ -236,7 +248,8 @@ int plua_extend(plua_pool *p, uint64_t id, uint64_t count) {
   struct pool_job *j = open_job(p, id);
   if (!j) return no_job(p, id);
   if (j->places.count) return pool_say(p, PLUA_EARG, "plua_extend: the job's items have payloads");
-  int err = sched_add(p->sched, id, count);
+  int err = too_many(p, count) ? PLUA_EARG : sched_add(p->sched, id, count);
+  if (err == PLUA_EARG) return say_many(p, "plua_extend", count);
   if (err) return err;
   j->positions |= count > 0;
   pool_post(p);

@@ -79,7 +79,7 @@ static void be_careful(struct plua_pool *p) {
 }
 
 static bool hold_back(struct plua_pool *p) {
-  if (sched_counts(p->sched).done >= p->careful_until) p->careful = false;
+  if ((int64_t)(sched_counts(p->sched).done - p->careful_until) >= 0) p->careful = false;
   return p->careful && sched_given(p->sched) > 0;
 }
 

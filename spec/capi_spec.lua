@@ -30,6 +30,7 @@ local programs <const> = {
   host_pool = {
     title = "pools",
     bad_arguments = "refuse bad arguments",
+    too_many_items = "refuse more items than they count",
     strerrors = "have a text for every code",
     inert_in_child = "are inert in a child that the host forks",
     many_pools = "can be opened and closed 500 times without growth",

@@ -56,6 +56,33 @@ static void bad_arguments(void) {
   plua_close(NULL);
 }
 
+/* Many are fine, as long as they can be counted; and those that are gone count no more. */
+static void too_many_items(void) {
+  plua_pool *p = host_open(1, cube);
+  plua_job job = {.size = sizeof job, .count = INT64_MAX};
+  plua_stats s = {.size = sizeof s};
+  uint64_t a, b;
+  for (int i = 0; i < 4; i++) {
+    CHECK_IS(plua_submit(p, &job, &a), 0);
+    CHECK_IS(plua_submit(p, &job, &b), PLUA_EARG);
+    CHECK(has_text(p, "plua_submit: 9223372036854775807 items"));
+    CHECK_IS(plua_extend(p, a, 1), PLUA_EARG);
+    CHECK(has_text(p, "plua_extend: 1 items"));
+    CHECK_IS(plua_forget(p, a), 0);
+    CHECK(plua_stats_get(p, &s) == 0 && s.done == s.submitted);
+  }
+  job.count = UINT64_MAX;
+  CHECK_IS(plua_submit(p, &job, &b), PLUA_EARG);
+  CHECK(has_text(p, "18446744073709551615 items"));
+  job.count = 5;
+  CHECK_IS(plua_submit(p, &job, &a), 0);
+  CHECK_IS(plua_cancel(p, a, 0, 5, PLUA_WITHDRAW), 5);
+  CHECK_IS(plua_extend(p, a, INT64_MAX - 1), PLUA_EARG); /* its positions have an end too */
+  CHECK(has_text(p, "plua_extend: 9223372036854775806 items"));
+  CHECK_IS(plua_extend(p, a, INT64_MAX - 5), 0);
+  plua_close(p);
+}
+
 static void strerrors(void) {
   CHECK(strcmp(plua_strerror(PLUA_ECRASH), "worker died while running the item") == 0);
   CHECK(strcmp(plua_strerror(-ENOMEM), strerror(ENOMEM)) == 0);
@@ -675,6 +702,7 @@ static void signals_untouched(void) {
 int main(int argc, char **argv) {
   static const struct host_case cases[] = {
     {"bad_arguments", bad_arguments},
+    {"too_many_items", too_many_items},
     {"strerrors", strerrors},
     {"inert_in_child", inert_in_child},
     {"many_pools", many_pools},
