@@ -57,7 +57,11 @@ extern "C" {
     "its worker was killed, but does not end (is it frozen, or stuck in a device?): "       \
     "what became of the item is not known")                                                 \
   X(PLUA_EOUTPUT, -4017,                                                                    \
-    "what it printed could not be written to standard output (is the disk full?)")
+    "what it printed could not be written to standard output (is the disk full?)")          \
+  X(PLUA_EWORKERS, -4018, "options.workers is not 1 to 65,000")                             \
+  X(PLUA_EFLAGS, -4019, "options.flags has a bit that this version does not know")          \
+  X(PLUA_ESLOTS, -4020, "options.slots is more than 1,048,576")                             \
+  X(PLUA_ERUN, -4021, "tasks.run is NULL")
 
 enum plua_error {
 #define PLUA_X(name, code, text) name = (code),
@@ -192,7 +196,8 @@ typedef struct plua_options {
 } plua_options;
 
 /* Opens a pool; forks nothing yet: the first plua_next answers PLUA_FORK. 'tasks' is copied. On
-   failure *out is untouched. Errors: PLUA_EARG, -ENOMEM, -EMFILE, ... */
+   failure *out is untouched. Errors: PLUA_EARG (a pointer is NULL, or a size 0), PLUA_EWORKERS,
+   PLUA_EFLAGS, PLUA_ESLOTS, PLUA_ERUN, -ENOMEM, -EMFILE, ... */
 PLUA_API int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *tasks);
 
 /* Before plua_close, for a host that is told to stop: forgets every job, interrupts what runs

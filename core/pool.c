@@ -56,15 +56,22 @@ static unsigned default_slots(unsigned workers) {
   return SLOTS_DEFAULT > 16 && 2 * workers > SLOTS_DEFAULT ? 2 * workers : SLOTS_DEFAULT;
 }
 
+/* There is no pool yet that could have a message: so each fault has a code. */
+static int fault_of(const plua_options *o, const plua_tasks *t) {
+  if (o->workers < 1 || o->workers > WORKERS_MAX) return PLUA_EWORKERS;
+  if (o->flags & ~(unsigned)PLUA_FLAGS) return PLUA_EFLAGS;
+  if (o->slots > SLOTS_MAX) return PLUA_ESLOTS;
+  return t->run ? 0 : PLUA_ERUN;
+}
+
 int plua_open(plua_pool **out, const plua_options *options, const plua_tasks *tasks) {
   plua_options o = {0};
   plua_tasks t = {0};
   if (!out || !options || !tasks || !options->size || !tasks->size) return PLUA_EARG;
   memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
   memcpy(&t, tasks, tasks->size < sizeof t ? tasks->size : sizeof t);
-  if ((o.flags & ~(unsigned)PLUA_FLAGS) || o.workers < 1 || o.workers > WORKERS_MAX || !t.run ||
-      o.slots > SLOTS_MAX)
-    return PLUA_EARG;
+  int wrong = fault_of(&o, &t);
+  if (wrong) return wrong;
   if (!o.slots) o.slots = default_slots((unsigned)o.workers);
   plua_pool *p = calloc(1, sizeof *p);
   if (!p) return -ENOMEM;
@@ -495,7 +502,8 @@ int plua_stats_get(plua_pool *p, plua_stats *stats) {
                   .taken_back = c.divided,
                   .bytes_in = p->bytes_in,
                   .bytes_out = p->bytes_out};
-  if (!stats || !stats->size) return PLUA_EARG;
+  if (!stats || !stats->size)
+    return pool_say(p, PLUA_EARG, "plua_stats_get: no place for them, or no size");
   s.size = stats->size < sizeof s ? stats->size : sizeof s;
   memcpy(stats, &s, s.size);
   return 0;

@@ -516,7 +516,8 @@ int plua_next(plua_pool *p, plua_event *e) {
 }
 
 int plua_next_run(plua_pool *p, plua_event *e, plua_reply *replies, int max) {
-  if (!replies || max < 1) return PLUA_EARG;
+  if (UNLIKELY(!*p->ours)) return PLUA_EOWNER;
+  if (!replies || max < 1) return pool_say(p, PLUA_EARG, "plua_next_run: no room for replies");
   int n = next(p, e, replies, (unsigned)max);
   if (n == 1) replies[0] = (plua_reply){e->data, e->len};
   if (n > 1) e->len = replies[0].len;
