@@ -148,6 +148,68 @@ describe("Ctrl-C", function()
     assert.equal("signal 2", (ending(run)))
   end)
 
+  local CALLBACK <const> = [[
+    local pool = plua.pool { workers = 1 }
+    local future = pool:apply_async(function() end)
+    local n = 0
+    for i = 1, 3 do
+      future:add_done_callback(function()
+        n = n + 1
+        if i == 2 then
+          step("x")
+          while true do end
+        end
+      end)
+    end
+    %s
+    step("y")]]
+
+  it("in a callback ends what called it", function()
+    for key, how in pairs { [INT] = "signal 2", [TERM] = "exit 75" } do
+      local run <const> = start(CALLBACK:format("future:wait()"))
+      await(run, 1)
+      local since <const> = kit.now()
+      kit.kill(run.pid, key)
+      local ended <const>, took <const> = ending(run, since)
+      assert.equal(how, ended)
+      assert(took < 1.5, took)
+      assert.equal("x", trace(run))
+      assert.falsy(run.err:find("callback"), run.err)
+    end
+  end)
+
+  it("in a callback leaves the others for the next call", function()
+    local run <const> = start(CALLBACK:format([[
+      local fine, err = pcall(future.wait, future)
+      print(fine, err:match("interrupted!$"), n)
+      future:wait()
+      print(n)]]))
+    await(run, 1)
+    kit.kill(run.pid, INT)
+    assert.equal("exit 0", (ending(run)))
+    assert.equal("false\tinterrupted!\t2\n3\n", run.out, run.err)
+  end)
+
+  it("in on_error leaves the rest to be asked about", function()
+    local run <const> = start([[
+      local pool = plua.pool { workers = 1 }
+      local n = 0
+      local future = pool:map_async(function() error("x") end, { 1, 2, 3 }, { on_error = function()
+        n = n + 1
+        if n == 2 then
+          step("x")
+          while true do end
+        end
+        return n
+      end })
+      print(pcall(future.get, future))
+      print(table.unpack(future:get()))]])
+    await(run, 1)
+    kit.kill(run.pid, INT)
+    assert.equal("exit 0", (ending(run)))
+    assert.truthy(run.out:find("^false\t[^\n]*interrupted!\n1\t3\t4\n$"), run.out .. run.err)
+  end)
+
   it("comes a second time: ends at once", function()
     local run <const> = start(SPIN:format("require('crashkit').ignsigs() while true do end"))
     await(run, 2)

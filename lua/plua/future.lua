@@ -67,18 +67,12 @@ local function hopeless(handle)
   return core.error { kind = "cancelled", message = "the pool was terminated" }
 end
 
-local function interrupted()
-  local drains <const>, asked <const> = core.stopping()
-  return asked and not drains
-end
-
 -- The job is over: its value is the future's, or what was raised on the way to it (by on_error). A
 -- Ctrl-C there is nobody's outcome.
 local function gather(future)
-  local before <const> = interrupted()
   local fine <const>, value <const> = pcall(future.gather, future.job)
   if fine then return conclude(future, nil, value) end
-  if not before and interrupted() then error(value, 0) end
+  if run.is_interrupt(value) then error(value, 0) end
   if value ~= nil then return conclude(future, value) end
   conclude(future, core.error { kind = "error", message = "on_error raised nil" })
 end

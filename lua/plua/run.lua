@@ -163,7 +163,8 @@ end
 
 local function note_failure(future)
   local err <const> = failure_of(future)
-  if err == nil or future.told or errors.iserror(err) and err.kind == "cancelled" then return end
+  if err == nil or future.told or untold[future] ~= nil then return end
+  if errors.iserror(err) and err.kind == "cancelled" then return end
   untold[future], failures, witness = err, failures + 1, witness or err
 end
 
@@ -195,19 +196,37 @@ M.at_end = setmetatable({}, { __gc = function()
   if text then warn("plua: " .. text) end
 end })
 
+--- Whether an error is a Ctrl-C, or the like, that came in a function of the script's: no outcome of
+-- that function, but for the call around it to raise. The program lua raises the same.
+---@param err any
+---@return boolean
+function M.is_interrupt(err) return type(err) == "string" and err:find("interrupted!$") ~= nil end
+
+-- Callbacks of a future from 'at' on, and of those behind it in the list, wait for another call.
+local function put_off(list, i, callbacks, at)
+  list[i].callbacks = table.move(callbacks, at, #callbacks, 1, list[i].callbacks or {})
+  for k = i, #list do core.complete(list[k]) end
+end
+
+local function call_back(list, i)
+  local callbacks <const> = list[i].callbacks or {}
+  list[i].callbacks = nil
+  for at, callback in ipairs(callbacks) do
+    local fine <const>, err <const> = core.call(callback, list[i])
+    if not fine and M.is_interrupt(err) then
+      put_off(list, i, callbacks, at + 1)
+      error(err, 0)
+    end
+    if not fine then report(err) end
+  end
+end
+
 --- Runs the callbacks of futures that are done, unless a function of the script's called us.
 function M.callbacks()
   local list = core.completed()
   while list do
-    for _, future in ipairs(list) do
-      local callbacks <const> = future.callbacks or {}
-      note_failure(future)
-      future.callbacks = nil
-      for _, callback in ipairs(callbacks) do
-        local fine <const>, err <const> = core.call(callback, future)
-        if not fine then report(err) end
-      end
-    end
+    for _, future in ipairs(list) do note_failure(future) end
+    for i = 1, #list do call_back(list, i) end
     list = core.completed()
   end
 end
@@ -221,13 +240,22 @@ local function ask(on_error, err)
   return value
 end
 
+-- Failures that on_error was not asked about, as an interrupt came between.
+local unasked <const> = setmetatable({}, { __mode = "k" })
+
 --- Gives the job's failures so far to on_error, if that is a function.
 ---@param job userdata
 ---@param on_error any
 function M.answer(job, on_error)
   if type(on_error) ~= "function" then return end
-  for _, index in ipairs(job:failed()) do
-    local value <const> = ask(on_error, job:results()[index])
+  local list <const> = unasked[job] or job:failed()
+  unasked[job] = nil
+  for at, index in ipairs(list) do
+    local fine <const>, value <const> = core.call(on_error, job:results()[index])
+    if not fine and M.is_interrupt(value) then
+      unasked[job] = table.move(list, at, #list, 1, {})
+    end
+    if not fine then error(value, 0) end
     job:results()[index] = value -- maybe another table: on_error may have taken outcomes in
   end
 end
