@@ -36,6 +36,19 @@ describe("a job", function()
     assert.equal(2, wrong.status)
   end)
 
+  it("leaves nothing behind: what comes after it waits as it would have", function()
+    local first <const> = "return {data = {1, 2}, map = function(x) return 2 * x end}"
+    local second <const> = [[
+      local methods, n = getmetatable(io.stdout).__index, 0
+      local flush = methods.flush
+      methods.flush = function(...) n = n + 1 return flush(...) end
+      for _ in require("plua").imap(function(x) return x end, {1, 2, 3}) do end
+      print(n)]]
+    local result <const> = helper.run(("%s -e %s -e %s"):format(helper.plua, helper.quote(first),
+      helper.quote(second)))
+    assert.same({ "2\n4\n0\n", "", 0 }, { result.out, result.err, result.status })
+  end)
+
   describe("that waits", function()
     -- Runs a job whose output is the file 'out', which its functions can read.
     local function with_out(fields)

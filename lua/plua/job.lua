@@ -156,7 +156,7 @@ local function stream(job, opts)
   if job.emit then source, item_of = with_items(job.data) end
   local emit <const> = job.emit or (not job.done and print_result)
   local results <const>, failed = { n = 0 }, 0
-  run.before_waiting = flush_results
+  local _ <close> = run.before_waiting(flush_results)
   for i, result in plua.imap(job.map, source, opts) do
     local item <const> = item_of and item_of(i)
     if job.done then results[i], results.n = result, i end

@@ -196,8 +196,8 @@ M.at_end = setmetatable({}, { __gc = function()
   if text then warn("plua: " .. text) end
 end })
 
---- Whether an error is a Ctrl-C, or the like, that came in a function of the script's: no outcome of
--- that function, but for the call around it to raise. The program lua raises the same.
+--- Whether an error is a Ctrl-C, or the like, that came in a function of the script's: no outcome
+-- of that function, but for the call around it to raise. The program lua raises the same.
 ---@param err any
 ---@return boolean
 function M.is_interrupt(err) return type(err) == "string" and err:find("interrupted!$") ~= nil end
@@ -439,8 +439,16 @@ local function deliver(stream, index, value, failed)
   error(value, 0)
 end
 
---- Called before a stream waits for outcomes, or for data that is slow to come.
-function M.before_waiting() end
+local function nothing() end
+local before_waiting = nothing
+
+--- Has f called before a stream waits for outcomes, or for data that is slow to come.
+---@param f fun()
+---@return table  to be closed: until then
+function M.before_waiting(f)
+  before_waiting = f
+  return setmetatable({}, { __close = function() before_waiting = nothing end })
+end
 
 -- How many results can be taken before the window must be looked at again.
 local function credit(stream) return stream.given - stream.taken - stream.window // 2 - 1 end
@@ -454,7 +462,7 @@ local function advance(stream)
       session.handle:pump(job, 0)
       local index <const>, value <const>, failed <const> = job:take()
       if index then return deliver(stream, index, value, failed) end
-      M.before_waiting()
+      before_waiting()
     end
     local _, _, _, _, taken <const>, bytes <const> = job:state()
     stream.taken = taken
@@ -464,7 +472,7 @@ local function advance(stream)
     if index then return deliver(stream, index, value, failed) end
     if job:state() then return finish(stream) end
     if not stream.slow then
-      M.before_waiting()
+      before_waiting()
       session.handle:pump(job)
     end
   end
