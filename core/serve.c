@@ -288,12 +288,17 @@ static bool spent(const struct server *s) {
   return s->deaf || s->worn;
 }
 
+/* Whether nobody has woken the owner yet. Where that takes long, each item asks. */
+static bool sleeps(const struct server *s) {
+  return atomic_load_explicit(&s->view.board->asleep, memory_order_relaxed);
+}
+
 /* Claims the next item of the batch. False: there is none, or this worker must not take it. */
 static inline bool item_next(struct server *s) {
   struct work *w = &s->work;
   int k = spent(s) ? -1 : word_claim(&s->slice->word, &s->mine);
   if (k < 0) return false;
-  if (UNLIKELY(ring_wanted(&s->ring))) doorbell(s);
+  if (UNLIKELY(ring_wanted(&s->ring)) && sleeps(s)) doorbell(s);
   if (w->watch.left-- == 0) clock_read(&w->watch);
   w->count++;
   FAIL_POINT(W_BEGIN);
