@@ -41,6 +41,9 @@ int codec_read_quiet(struct lua_State *L, const void *bytes, size_t len);
    the function goes by a name. Raises only memory errors. */
 const void *codec_code(struct lua_State *L);
 
+/* Pushes a table as lua_createtable does; memory for many items is asked for all at once. */
+void codec_push_list(struct lua_State *L, int items, int fields);
+
 /* Registers the metatable at the top of the stack under 'name': tables that carry it cross, and
    carry it on the other side. Pops it. Both sides must register the name. For the hooks
    __plua_save and __plua_load, by which other objects and userdata cross, see codec.c. */

@@ -1,5 +1,5 @@
-/* codec_text.c: makes strings of bytes.
-   A large one is often the first to use its memory. The kernel is asked for all of that at once,
+/* codec_text.c: makes strings of bytes, and room for lists.
+   What is large is often the first to use its memory. The kernel is asked for all of that at once,
    which costs half of a fault for each page.
    Invariant: what allocates for the state is put back, whatever happens.
    Knows Lua's allocator and pages. Does not know messages. SPDX-License-Identifier: MIT */
@@ -20,6 +20,10 @@ struct source {
 struct text {
   const char *bytes;
   size_t len;
+};
+
+struct room {
+  int items, fields;
 };
 
 /* Has memory behind the whole pages of a block, unless there is some in its middle. */
@@ -44,25 +48,43 @@ static void *allocate(void *ud, void *block, size_t osize, size_t nsize) {
   return fresh;
 }
 
-static int push_large(lua_State *L) {
+static int make_text(lua_State *L) {
   const struct text *t = lua_touserdata(L, 1);
   lua_pushlstring(L, t->bytes, t->len);
   return 1;
 }
 
-void codec_push_text(lua_State *L, const void *bytes, size_t len) {
-  if (LIKELY(len < LARGE)) {
-    lua_pushlstring(L, bytes, len);
-    return;
-  }
-  struct text t = {bytes, len};
+static int make_list(lua_State *L) {
+  const struct room *r = lua_touserdata(L, 1);
+  lua_createtable(L, r->items, r->fields);
+  return 1;
+}
+
+/* Pushes what 'make' makes of 'what', which is large. */
+static void push_large(lua_State *L, lua_CFunction make, void *what) {
   struct source s;
   luaL_checkstack(L, 2, NULL);
-  lua_pushcfunction(L, push_large);
-  lua_pushlightuserdata(L, &t);
+  lua_pushcfunction(L, make);
+  lua_pushlightuserdata(L, what);
   s.alloc = lua_getallocf(L, &s.ud);
   lua_setallocf(L, allocate, &s);
   int status = lua_pcall(L, 1, 1, 0);
   lua_setallocf(L, s.alloc, s.ud);
   if (status != LUA_OK) lua_error(L);
+}
+
+void codec_push_text(lua_State *L, const void *bytes, size_t len) {
+  struct text t = {bytes, len};
+  if (LIKELY(len < LARGE))
+    lua_pushlstring(L, bytes, len);
+  else
+    push_large(L, make_text, &t);
+}
+
+void codec_push_list(lua_State *L, int items, int fields) {
+  struct room r = {items, fields};
+  if (items < LARGE / 16) /* bytes of a value */
+    lua_createtable(L, items, fields);
+  else
+    push_large(L, make_list, &r);
 }

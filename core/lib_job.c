@@ -145,7 +145,7 @@ void job_results_open(lua_State *L, struct job *job, int at) {
   if (job->sized || (size > RESULTS_FEW && job->done < RESULTS_FEW)) return;
   job->sized = true;
   if (!size) return;
-  lua_createtable(L, size < (1 << 26) ? (int)size : 0, 1); /* stack: ..., few, all */
+  codec_push_list(L, size < (1 << 26) ? (int)size : 0, 1); /* stack: ..., few, all */
   for (lua_pushnil(L); lua_next(L, -3);) {
     lua_pushvalue(L, -2);
     lua_insert(L, -2);
