@@ -137,6 +137,14 @@ static uint64_t outcomes_of(const struct job *job) {
   return job->mode == CALL_FOLD ? job->count : job->total;
 }
 
+/* Pushes the list of so many outcomes. The heap was collected when its workers were made: room for
+   outcomes is no reason to do it again, so the collector is told of as many kB that are free. */
+static void push_results(lua_State *L, const struct job *job, uint64_t size) {
+  int items = size < (1 << 26) ? (int)size : 0, kb = items / (1024 / 16);
+  if (kb && job->h->sharing && lua_gc(L, LUA_GCISRUNNING) > 0) lua_gc(L, LUA_GCSTEP, -kb);
+  codec_push_list(L, items, 1);
+}
+
 /* Room for all outcomes takes long to make where they are many, and workers would wait meanwhile:
    it is made when the first outcomes have told how much work to give out. */
 void job_results_open(lua_State *L, struct job *job, int at) {
@@ -145,7 +153,7 @@ void job_results_open(lua_State *L, struct job *job, int at) {
   if (job->sized || (size > RESULTS_FEW && job->done < RESULTS_FEW)) return;
   job->sized = true;
   if (!size) return;
-  codec_push_list(L, size < (1 << 26) ? (int)size : 0, 1); /* stack: ..., few, all */
+  push_results(L, job, size); /* stack: ..., few, all */
   for (lua_pushnil(L); lua_next(L, -3);) {
     lua_pushvalue(L, -2);
     lua_insert(L, -2);
