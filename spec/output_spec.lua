@@ -562,18 +562,21 @@ describe("items that print to a pipe that nobody reads", function()
     end)
   end
 
-  it("say nothing where their worker starts while the owner ends", function()
-    local script <const> = helper.script [[
-      require "plua".each(print, require "plua".range(1, 3), { workers = 1 })]]
-    for errno, told in pairs { [32] = "", [104] = "",
-      [24] = "plua: worker 1: output cannot be kept: Too many open files\n" } do
-      local result <const> = helper.run(helper.plua .. " --output grouped " .. script, { env = {
-        IOFAIL = ("sendmsg:%d:1"):format(errno),
-        LD_PRELOAD = helper.build .. "/preload/iofail.so",
-      } })
-      assert.same({ "1\n2\n3\n", told, 0 }, { result.out, result.err, result.status })
-    end
-  end)
+  -- The shim stands where a sanitizer would.
+  if helper.san == "" then
+    it("say nothing where their worker starts while the owner ends", function()
+      local script <const> = helper.script [[
+        require "plua".each(print, require "plua".range(1, 3), { workers = 1 })]]
+      for errno, told in pairs { [32] = "", [104] = "",
+        [24] = "plua: worker 1: output cannot be kept: Too many open files\n" } do
+        local result <const> = helper.run(helper.plua .. " --output grouped " .. script, { env = {
+          IOFAIL = ("sendmsg:%d:1"):format(errno),
+          LD_PRELOAD = helper.build .. "/preload/iofail.so",
+        } })
+        assert.same({ "1\n2\n3\n", told, 0 }, { result.out, result.err, result.status })
+      end
+    end)
+  end
 
   it("are not tried again, and cost nobody else anything, in another host", function()
     local script <const> = helper.script([[
