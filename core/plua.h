@@ -222,9 +222,10 @@ PLUA_API int plua_fork(plua_pool *pool);
 PLUA_API int plua_resize(plua_pool *pool, int workers);
 
 /* Takes no more jobs. Workers run what was submitted, then leave in peace (tasks.leave); when the
-   last one is gone plua_next answers PLUA_ENDED. One that somebody has stopped (SIGSTOP) while it
-   runs no item is let go on after half a second, and killed if it is stopped again; so are those
-   that plua_resize sends away. */
+   last one is gone plua_next answers PLUA_ENDED. Jobs that are there still take items, also then:
+   workers are forked for them, and PLUA_ENDED comes again. One that somebody has stopped (SIGSTOP)
+   while it runs no item is let go on after half a second, and killed if it is stopped again; so are
+   those that plua_resize sends away. */
 PLUA_API int plua_shutdown(plua_pool *pool);
 
 /* What happened to the pool, in a sentence, after a call on it failed. Never NULL; the pool's. */
@@ -317,7 +318,7 @@ enum plua_what {
                    SIGKILL or SIGTERM: somebody else's doing) */
   PLUA_LEFT,    /* 'leave' reported an error: data, len (failed = 1); or its worker died in it:
                    signal, status */
-  PLUA_ENDED    /* after plua_shutdown: every worker is gone */
+  PLUA_ENDED    /* after plua_shutdown: every worker is gone, and nothing is pending */
 };
 
 typedef struct plua_event {

@@ -87,6 +87,7 @@ void pool_post(struct plua_pool *p) {
   unsigned slot;
   struct sched_batch b;
   int r = 0;
+  if (UNLIKELY(p->ended_told) && sched_pending(p->sched)) p->ended_told = false;
   while (!(UNLIKELY(p->careful) && hold_back(p)) && (r = sched_post(p->sched, &slot, &b)) > 0) {
     if (UNLIKELY(p->careful)) {
       p->careful_slot = (int)slot;

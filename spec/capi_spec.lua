@@ -41,6 +41,7 @@ local programs <const> = {
     ready_once = "make what workers have in common once in each spare",
     spare_descriptors = "give workers none of the descriptors of spares",
     shutdown = "end in peace, each worker leaving once",
+    shutdown_twice = "tell each end where a job gets items after one",
     shutdown_stopped = "end in peace though a worker that rests is stopped",
     max_tasks = "replace a worker after its number of items",
     resize = "grow and shrink",

@@ -420,6 +420,32 @@ static void shutdown_pool(void) {
   shutdown_with((plua_options){.flags = PLUA_SPARE}, 2, 301);
 }
 
+static void until_ended(struct drive *d) {
+  for (d->ended = false; !d->ended;)
+    if (!drive_step(d)) CHECK(plua_wait(d->pool, 10000000000, 0) > 0);
+}
+
+/* A job that is there takes items still: each end is told. */
+static void shutdown_twice(void) {
+  struct drive d;
+  drive_init(&d, host_open(2, cube), 25);
+  CHECK_IS(plua_submit(d.pool, &(plua_job){.size = sizeof(plua_job)}, &d.job), 0);
+  CHECK_IS(plua_shutdown(d.pool), 0);
+  until_ended(&d);
+  for (int i = 0; i < 3; i++) {
+    CHECK_IS(plua_extend(d.pool, d.job, 8), 0);
+    until_ended(&d);
+    CHECK_IS(d.results, 8 * (i + 1));
+  }
+  CHECK_IS(plua_extend(d.pool, d.job, 1), 0);
+  CHECK_IS(plua_cancel(d.pool, d.job, 24, 1, PLUA_WITHDRAW), 1);
+  until_ended(&d);
+  CHECK_IS(plua_extend(d.pool, d.job, 0), 0);
+  CHECK(!drive_step(&d));
+  drive_end(&d);
+  plua_close(d.pool);
+}
+
 /* Nobody tells the pool that its workers, which rest, are stopped. */
 static void shutdown_stopped(void) {
   plua_options o = {0};
@@ -722,6 +748,7 @@ int main(int argc, char **argv) {
     {"ready_once", ready_once},
     {"spare_descriptors", spare_descriptors},
     {"shutdown", shutdown_pool},
+    {"shutdown_twice", shutdown_twice},
     {"shutdown_stopped", shutdown_stopped},
     {"max_tasks", max_tasks},
     {"resize", resize},
