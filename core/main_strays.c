@@ -32,6 +32,7 @@ enum {
   PEACE_MS = 50,  /* for those that are about to end by themselves, as their input does */
   TERM_MS = 200,  /* between SIGTERM and SIGKILL */
   KILL_MS = 2000, /* then they are the kernel's affair */
+  EXEC_MS = 100,  /* for the kernel to make a new program ready */
   SHORT_MS = 2000 /* a run in which process ids cannot have come round */
 };
 
@@ -71,19 +72,43 @@ static size_t read_proc(pid_t pid, const char *name, char *text, size_t size) {
   return n > 0 ? (size_t)n : 0;
 }
 
+/* Whether the process, of which no environment could be read, has none: it has no memory, or its
+   environment begins where it ends. In the midst of an exec it has memory, and neither yet. The
+   numbers are those of proc_pid_stat(5), from the third on. */
+static bool is_bare(pid_t pid) {
+  enum { STATE = 3, VSIZE = 23, ENV_START = 50, ENV_END = 51 };
+  char stat[1024];
+  size_t n = read_proc(pid, "stat", stat, sizeof stat - 1);
+  stat[n] = 0;
+  char *at = strrchr(stat, ')');
+  unsigned long long vsize = 0, start = 0, end = 0;
+  for (int i = STATE - 1; at && i <= ENV_END; i++, at = strchr(at + 1, ' ')) {
+    if (i == VSIZE) vsize = strtoull(at, NULL, 10);
+    if (i == ENV_START) start = strtoull(at, NULL, 10);
+    if (i == ENV_END) end = strtoull(at, NULL, 10);
+  }
+  return vsize == 0 || (end > 0 && start == end);
+}
+
+enum entry { NO, YES, EMPTY };
+
 /* Whether the environment that the process was started with has the mark. Entries end with a 0;
    one that does not fit is read in parts, of which the first decides. */
-static bool has_entry(pid_t pid) {
+static enum entry find_entry(pid_t pid) {
   char text[16384];
   size_t kept = 0, len = strlen(strays.entry) + 1;
   int fd = open_proc(pid, "environ");
-  bool found = false, whole = true; /* whether text begins with an entry */
-  while (fd >= 0 && !found) {
+  enum entry found = fd < 0 ? NO : EMPTY;
+  bool whole = true; /* whether text begins with an entry */
+  while (fd >= 0 && found != YES) {
     ssize_t n = read(fd, text + kept, sizeof text - kept);
+    if (n < 0) found = NO;
     if (n <= 0) break;
+    found = NO;
     char *at = text, *end = text + kept + n, *zero;
-    while (!found && (zero = memchr(at, 0, (size_t)(end - at)))) {
-      found = whole && (size_t)(zero + 1 - at) == len && memcmp(at, strays.entry, len) == 0;
+    while (found != YES && (zero = memchr(at, 0, (size_t)(end - at)))) {
+      if (whole && (size_t)(zero + 1 - at) == len && memcmp(at, strays.entry, len) == 0)
+        found = YES;
       whole = true;
       at = zero + 1;
     }
@@ -93,6 +118,15 @@ static bool has_entry(pid_t pid) {
   }
   if (fd >= 0) close(fd);
   return found;
+}
+
+static bool has_entry(pid_t pid) {
+  enum entry found = find_entry(pid);
+  for (int i = 0; found == EMPTY && !is_bare(pid) && i < EXEC_MS; i++) {
+    nap_ms(1);
+    found = find_entry(pid);
+  }
+  return found == YES;
 }
 
 enum kind { NOT, FORKED, STARTED };

@@ -137,6 +137,18 @@ describe("a command that ends", function()
     assert(gone, "it is left")
   end)
 
+  it("finds those that are in the midst of an exec", function()
+    local _, err <const>, list <const> = run([[plua.each(function()
+      shell("echo 'exec sh NOTE.sh' >NOTE.sh; sh NOTE.sh & echo $! >>NOTE")
+    end, { 1 })]])
+    local gone <const> = all_gone(list)
+    kill_all(list)
+    assert.equal(1, #list, err)
+    assert.truthy(err:find("^plua: ending 1 process that items left running: sh %(pid %d+%)\n$"),
+      err)
+    assert(gone, "it is left")
+  end)
+
   it("leaves alone what the script itself started, and what an item wants to stay", function()
     local how <const>, err <const>, list <const> = run([[
       shell("sleep 600 & echo $! >>NOTE")
