@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -128,13 +130,25 @@ static void stop_now(void) {
   tick_after(TICK_MS, TICK_MS);
 }
 
+/* Whether who writes to it may have to wait for a reader: descriptors of other kinds, such as a
+   team's, are never ready for that. */
+static bool has_reader(int fd) {
+  struct stat st;
+  int listens = 0;
+  socklen_t len = sizeof listens;
+  if (fstat(fd, &st) < 0) return false;
+  if (!S_ISSOCK(st.st_mode)) return S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode);
+  return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == 0 && !listens;
+}
+
 /* Whether the script may be writing to who does not read: if that is ended, stdio forgets what it
    held. */
 static bool may_write(void) {
   for (int fd = 0; fd < FDS_LOOKED_AT; fd++) {
     struct pollfd f = {fd, POLLOUT, 0};
     int flags = fcntl(fd, F_GETFL);
-    if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY && poll(&f, 1, 0) == 0) return true;
+    if (flags < 0 || (flags & O_ACCMODE) == O_RDONLY || !has_reader(fd)) continue;
+    if (poll(&f, 1, 0) == 0) return true;
   }
   return false;
 }

@@ -478,6 +478,21 @@ describe("SIGTERM", function()
     end
   end)
 
+  it("ends a script that waits for input, whatever it has open", function()
+    local run <const> = start([[
+      local pool = plua.pool()
+      pool:apply(function() end)
+      step("x")
+      io.read()]])
+    await(run, 1)
+    local since <const> = kit.now()
+    kit.kill(run.pid, TERM)
+    local how <const>, took <const> = ending(run, since)
+    assert.equal("exit 75", how)
+    assert(took < 10, took) -- the grace is 25
+    assert.truthy(run.err:find("^plua: [^\n]*x%.lua:%d+: stopped by SIGTERM\n$"), run.err)
+  end)
+
   it("lets items of the script's own process finish", function()
     local run <const> = start(SLOW, "-j 0")
     await(run, 1)
