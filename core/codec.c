@@ -20,6 +20,17 @@
 
 const char codec_keys[KEY_COUNT];
 
+int codec_interrupted(struct lua_State *L) {
+  static const char end[] = "interrupted!";
+  size_t len = 0, tail = sizeof end - 1;
+  const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tolstring(L, -1, &len) : NULL;
+  return len >= tail && memcmp(text + len - tail, end, tail) == 0;
+}
+
+void codec_blameless(lua_State *L, int status) {
+  if (status == LUA_ERRMEM || codec_interrupted(L)) lua_error(L);
+}
+
 static int room_gc(lua_State *L) {
   struct codec_room *room = lua_touserdata(L, 1);
   free(room->frames);

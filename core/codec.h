@@ -16,7 +16,8 @@ void codec_open(struct lua_State *L);
    0, or a negative code with what had been written left to the caller to drop: then one string is
    pushed that tells what cannot cross and where (".conn.socket: userdata (FILE*)"; with several
    values "value 2.x: ..."). A global that cannot cross is no failure: a stub goes in its place.
-   Runs no metamethod save the __plua_* hooks, and those protected. Raises only memory errors. */
+   Runs no metamethod save the __plua_* hooks, and those protected. Raises only memory errors and
+   interrupts. */
 int codec_write(struct lua_State *L, int n, struct plua_out *out);
 
 /* Reads one message: pushes its values and answers how many; *used (may be NULL) is how many bytes
@@ -25,7 +26,7 @@ int codec_write(struct lua_State *L, int n, struct plua_out *out);
    state does not have, or a hook failed; PLUA_EDEPTH. Survives any bytes, also bytes that change
    while it reads, unless they hold a function: Lua does not verify bytecode, so such messages must
    come from a process of ours. May run code: __plua_load, and 'require' for a module that is not
-   loaded yet. Raises only memory errors. */
+   loaded yet. Raises what codec_write does. */
 int codec_read(struct lua_State *L, const void *bytes, size_t len, size_t *used);
 
 /* The same for bytes from anywhere: refuses functions (PLUA_ECODEC) and requires nothing anew.
@@ -40,6 +41,10 @@ int codec_read_quiet(struct lua_State *L, const void *bytes, size_t len);
    function lives, one of the same address was made at the same place. NULL: it cannot be told, or
    the function goes by a name. Raises only memory errors. */
 const void *codec_code(struct lua_State *L);
+
+/* Whether the error at the top is an interrupt, which Ctrl-C raises in whatever runs then: for no
+   value or item to answer for. The programs lua and plua raise the same text. */
+int codec_interrupted(struct lua_State *L);
 
 /* Pushes a table as lua_createtable does; memory for many items is asked for all at once. */
 void codec_push_list(struct lua_State *L, int items, int fields);

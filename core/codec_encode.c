@@ -64,8 +64,10 @@ static int slow_pass(struct codec_writer *w, int first) {
   for (int i = 0; i < w->n; i++) lua_pushvalue(L, first + i);
   int status = lua_pcall(L, w->n + 1, 2, 0);
   w->L = L;
-  if (status == LUA_ERRMEM) lua_error(L);
-  if (status != LUA_OK) return PLUA_ECODEC;
+  if (status != LUA_OK) {
+    codec_blameless(L, status);
+    return PLUA_ECODEC;
+  }
   int err = (int)lua_tointeger(L, -2);
   return err;
 }

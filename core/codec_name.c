@@ -275,6 +275,7 @@ static int load_module(lua_State *L, const char *name) {
   lua_pushstring(L, name);
   int status = lua_pcall(L, 1, 1, 0);
   if (status != LUA_OK) {
+    codec_blameless(L, status);
     const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message";
     lua_pushfstring(L, "module '%s' cannot be loaded here: %s", name, why);
     lua_remove(L, -2);

@@ -82,7 +82,9 @@ static int refuse(struct codec_writer *w) {
 static int save(struct codec_writer *w) {
   lua_State *L = w->L;
   lua_pushvalue(L, -4);
-  if (lua_pcall(L, 1, 1, 0) != LUA_OK) {
+  int status = lua_pcall(L, 1, 1, 0);
+  if (status != LUA_OK) {
+    codec_blameless(L, status);
     const char *why = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message";
     return codec_refuse(w, "__plua_save failed: %s", why);
   }

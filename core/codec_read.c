@@ -312,8 +312,8 @@ static int load_saved(struct codec_reader *r, struct read_frame *f) {
   lua_Integer shared = f->shared;
   codec_resume_gc(r);
   int status = lua_pcall(L, 1, 1, 0);
-  if (status == LUA_ERRMEM) return lua_error(L);
   if (status != LUA_OK) {
+    codec_blameless(L, status);
     lua_pushfstring(L, "__plua_load failed: %s",
                     lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "no message");
     return PLUA_ECODEC;

@@ -35,6 +35,10 @@ static inline int codec_push(lua_State *L, enum codec_key key) {
   return lua_rawgetp(L, LUA_REGISTRYINDEX, &codec_keys[key]);
 }
 
+/* Raises the error on top, which a protected call has ended with, if no value is to blame for it:
+   memory, or an interrupt. */
+void codec_blameless(lua_State *L, int status);
+
 /* Makes the registry's table under 'key', whose keys ("k") or values ("v") are weak. */
 void codec_open_weak(lua_State *L, enum codec_key key, const char *mode);
 

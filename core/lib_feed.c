@@ -193,7 +193,7 @@ int lib_feed(lua_State *L) {
     h->busy = false;
     seam_put_drop(h); /* memory may have run out in the middle of an item */
     if ((h->pool || h->inliner) && !f.job->settled) feed_put(L, &f);
-    if (!f.pulling) return lua_error(L);
+    if (!f.pulling || codec_interrupted(L)) return lua_error(L);
     feed_ended(L, &f, false);
   }
   if (!f.job->settled) put_flush(L, h, f.job);

@@ -73,7 +73,8 @@ static void grow_table(lua_State *L, lua_Integer most) {
 
 /* A table of strings that grows links each string anew, and so unshares them all: one that might
    grow in a worker grows here, a little before it would have in the caller. Lua makes it smaller
-   again where less than a quarter is used. */
+   again where less than a quarter is used. 'L' is a thread of its own: on the caller's an interrupt
+   that has come meanwhile would be raised here, where nobody heeds it. */
 static void make_room(lua_State *L, size_t heap) {
   lua_Integer room = (lua_Integer)(heap / ROOM_BYTES);
   if (room > ROOM_MAX) room = ROOM_MAX;
@@ -81,6 +82,7 @@ static void make_room(lua_State *L, size_t heap) {
   int left = t ? t->size - t->used : 0;
   if (t && (left >= room || left > t->used)) return;
   if (!t && room > BLIND_MAX) room = BLIND_MAX;
+  lua_sethook(L, NULL, 0, 0); /* threads are made with the caller's */
   bool running = lua_gc(L, LUA_GCISRUNNING) > 0;
   lua_gc(L, LUA_GCSTOP);
   if (t) t->used += left; /* full: one string more, and it grows */
@@ -145,7 +147,8 @@ void share_begin(lua_State *L, struct handle *h) {
     if (!whole) lua_gc(L, LUA_GCCOLLECT);
     size_t heap = heap_size(L);
     if (heap >= LARGE) {
-      make_room(L, heap);
+      make_room(lua_newthread(L), heap);
+      lua_pop(L, 1);
       lua_gc(L, LUA_GCSTEP, 0);
       heap = heap_size(L);
     }

@@ -210,6 +210,77 @@ describe("Ctrl-C", function()
     assert.truthy(run.out:find("^false\t[^\n]*interrupted!\n1\t3\t4\n$"), run.out .. run.err)
   end)
 
+  -- Objects that cross by hooks; the first that comes here is met by a Ctrl-C.
+  local OBJECT <const> = [[
+    local kit, owner, C = require "crashkit", require("crashkit").pid(), {}
+    local function strike(here)
+      if not here or kit.pid() ~= owner or C.struck then return end
+      C.struck = true
+      kit.raise(2)
+    end
+    C.__plua_save = function() strike(%s) return 1 end
+    C.__plua_load = function() strike(%s) return setmetatable({}, C) end
+    plua.register("C", C)
+    local function object() return setmetatable({}, C) end
+  ]]
+
+  it("in __plua_load is no outcome of an item", function()
+    for text, out in pairs {
+      ["print(pcall(plua.map, object, { 1, 2, 3 }, { on_error = 'collect' }))"] = "",
+      [ [[
+        local step = plua.imap(object, plua.range(1, 9))
+        print(pcall(step))
+        for i = 1, 9 do assert(step() == i) end
+        assert(step() == nil)
+        print("all")]] ] = "all\n",
+    } do
+      local run <const> = start(OBJECT:format("false", "true") .. text)
+      assert.equal("exit 0", (ending(run)))
+      assert.truthy(run.out:find("^false\t[^\n]*interrupted!\n" .. out .. "$"), run.out .. run.err)
+    end
+  end)
+
+  it("in __plua_save ends the call", function()
+    for _, call in ipairs { "pool:map(type, { object(), 2 })", "pool:apply(type, object())",
+      "for _ in pool:imap(type, object) do end" } do
+      local run <const> = start(OBJECT:format("true", "false") ..
+        "local pool = plua.pool { workers = 1 } " .. call)
+      assert.equal("signal 2", (ending(run)))
+      assert.truthy(run.err:find("^plua: [^\n]*interrupted[^\n]*\n$"), run.err)
+    end
+  end)
+
+  it("in an iterator does not wait for what was pulled before", function()
+    local run <const> = start([[
+      local n = 0
+      for _ in plua.imap(require("crashkit").csleep, function()
+        n = n + 1
+        if n < 3 then return 15 end
+        step("x")
+        while true do end
+      end) do end]])
+    await(run, 1)
+    local since <const> = kit.now()
+    kit.kill(run.pid, INT)
+    local how <const>, took <const> = ending(run, since)
+    assert.equal("signal 2", how)
+    assert(took < 10, took)
+  end)
+
+  it("is not lost while the heap is made ready for workers", function()
+    local run <const> = start([[
+      local kit = require "crashkit"
+      local texts = { ("x"):rep(8 << 20) }
+      for i = 1, 60000 do texts[i + 1] = ("%015d"):format(i) end -- few more, and Lua's table grows
+      collectgarbage()
+      collectgarbage("stop")
+      setmetatable({}, { __gc = function() kit.raise(2) end })
+      plua.map(print, { 1, 2 })
+      print("on")]])
+    assert.equal("signal 2", (ending(run)))
+    assert.equal("plua: interrupted: 0 of 2 items done\n", run.err)
+  end)
+
   it("comes a second time: ends at once", function()
     local run <const> = start(SPIN:format("require('crashkit').ignsigs() while true do end"))
     await(run, 2)
