@@ -69,6 +69,20 @@ static int call(lua_State *L) {
   return lua_gettop(L);
 }
 
+/* core.call_next(list, ...): as core.call(f, ...), of the function in the list behind as many as
+   its field 'begun' says, which counts this one: no hook comes between. */
+static int call_next(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_getfield(L, 1, "begun");
+  lua_Integer next = lua_tointeger(L, -1) + 1;
+  lua_pushinteger(L, next);
+  lua_setfield(L, 1, "begun");
+  lua_rawgeti(L, 1, next);
+  lua_replace(L, 1);
+  lua_pop(L, 1);
+  return call(L);
+}
+
 /* core.draw() -> 64 random bits of the caller's generator */
 static int draw(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)random_draw(L, runtime_of(L)));
@@ -133,8 +147,15 @@ static void constants(lua_State *L) {
 
 PLUA_API int luaopen_plua_core(lua_State *L) {
   static const luaL_Reg functions[] = {
-    {"cpus", cpus}, {"worker", worker}, {"inside", inside},           {"call", call},
-    {"draw", draw}, {"now", now},       {"register", register_class}, {"sleep", sleep_any},
+    {"cpus", cpus},
+    {"worker", worker},
+    {"inside", inside},
+    {"call", call},
+    {"draw", draw},
+    {"now", now},
+    {"register", register_class},
+    {"sleep", sleep_any},
+    {"call_next", call_next},
     {NULL, NULL},
   };
   luaL_checkversion(L);

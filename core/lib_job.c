@@ -300,15 +300,20 @@ static int job_owner(lua_State *L) {
   return 2;
 }
 
-/* core.completed() -> futures with callbacks, and those that failed, that were done since the last
-   call; nothing where there are none, or a function of the script's called us: callbacks wait until
-   it has returned. */
+/* core.completed([due]) -> whether there are futures with callbacks, or that failed, that were done
+   and not yet given out; false where a function of the script's called us: callbacks wait until it
+   has returned. They become due.list: no hook comes between. */
 static int completed(lua_State *L) {
-  if (runtime_of(L)->depth > 0) return 0;
+  lua_settop(L, 1);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &completed_key);
-  if (lua_rawlen(L, -1) == 0) return 0;
-  lua_createtable(L, 0, 0);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &completed_key);
+  bool some = runtime_of(L)->depth == 0 && lua_rawlen(L, 2) > 0;
+  if (some && lua_istable(L, 1)) {
+    lua_createtable(L, 0, 0);
+    lua_insert(L, 2);
+    lua_setfield(L, 1, "list");
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &completed_key);
+  }
+  lua_pushboolean(L, some);
   return 1;
 }
 

@@ -36,6 +36,38 @@ for _, workers in ipairs { 0, 1, 2, 3, 7, 64 } do
       assert.is_true(future:successful())
     end))
 
+    -- Raises an interrupt at the at-th instruction of plua's own. False: there are not so many.
+    local function strike(at, f, ...)
+      local n = 0
+      debug.sethook(function()
+        if not debug.getinfo(2, "S").source:find("plua/%l+%.lua$") then return end
+        n = n + 1
+        if n == at then error("interrupted!", 0) end
+      end, "", 1)
+      local fine <const>, err <const> = pcall(f, ...)
+      debug.sethook()
+      assert(fine or err == "interrupted!", err)
+      return n >= at
+    end
+
+    it("keeps its outcome and its callbacks wherever an interrupt comes", with_pool(function(pool)
+      local at, ran = 0, 0
+      local function count() ran = ran + 1 end
+      repeat
+        at, ran = at + 1, 0
+        local future <const>, other <const> = pool:map_async(math.abs, { -1, -2 }),
+          pool:apply_async(math.abs, -3)
+        future:add_done_callback(count)
+        future:add_done_callback(count)
+        other:add_done_callback(count)
+        local struck <const> = strike(at, plua.wait, { future, other })
+        assert.same({ n = 2, 1, 2 }, future:get())
+        assert.equal(3, other:get())
+        assert.equal(3, ran, at)
+      until not struck
+      assert(at > 100, at)
+    end))
+
     it("is no data of another call", with_pool(function(pool)
       local future <const> = pool:map_async(math.abs, { -1, -2 })
       for _, call in ipairs { plua.map, plua.each, function(...) return pool:map_async(...) end } do

@@ -45,13 +45,14 @@ function M.new(handle, gather)
   return future
 end
 
--- Gives the future its outcome.
+-- Gives the future its outcome; N, which says that it has one, last: an interrupt may come between.
 local function conclude(future, err, ...)
   if future[N] then return end
+  local n <const> = select("#", ...)
   future.err = err
-  future[N] = select("#", ...)
-  for i = 1, future[N] do future[N + i] = (select(i, ...)) end
+  for i = 1, n do future[N + i] = (select(i, ...)) end
   if future.callbacks then core.complete(future) end
+  future[N] = n
 end
 
 M.conclude = conclude
@@ -232,7 +233,7 @@ function Future:add_done_callback(fn)
   if type(fn) ~= "function" then
     error(("a callback must be a function, not %s"):format(type(fn)), 2)
   end
-  local list <const> = self.callbacks or {}
+  local list <const> = self.callbacks or { begun = 0 }
   list[#list + 1] = fn
   self.callbacks = list
   run.told(self)

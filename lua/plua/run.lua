@@ -202,33 +202,39 @@ end })
 ---@return boolean
 function M.is_interrupt(err) return type(err) == "string" and err:find("interrupted!$") ~= nil end
 
--- Callbacks of a future from 'at' on, and of those behind it in the list, wait for another call.
-local function put_off(list, i, callbacks, at)
-  list[i].callbacks = table.move(callbacks, at, #callbacks, 1, list[i].callbacks or {})
-  for k = i, #list do core.complete(list[k]) end
+-- Runs those callbacks of a future that have not begun.
+local function call_back(future)
+  local callbacks <const> = future.callbacks
+  while callbacks and callbacks.begun < #callbacks do
+    local fine <const>, err <const> = core.call_next(callbacks, future)
+    if not fine and M.is_interrupt(err) then error(err, 0) end
+    if not fine then report(err) end
+  end
+  future.callbacks = nil
 end
 
-local function call_back(list, i)
-  local callbacks <const> = list[i].callbacks or {}
-  list[i].callbacks = nil
-  for at, callback in ipairs(callbacks) do
-    local fine <const>, err <const> = core.call(callback, list[i])
-    if not fine and M.is_interrupt(err) then
-      put_off(list, i, callbacks, at + 1)
-      error(err, 0)
-    end
-    if not fine then report(err) end
+-- Futures that are done, 'at' the one whose callbacks run. What an interrupt leaves, wherever it
+-- comes, waits for another call.
+local Due <const> = {}
+
+function Due.__close(due, err)
+  if err == nil then return end
+  for i = due.at, #due.list do core.complete(due.list[i]) end
+end
+
+local function call_all()
+  local due <close> = setmetatable({ list = {}, at = 1 }, Due)
+  core.completed(due)
+  for _, future in ipairs(due.list) do note_failure(future) end
+  for i, future in ipairs(due.list) do
+    due.at = i
+    call_back(future)
   end
 end
 
 --- Runs the callbacks of futures that are done, unless a function of the script's called us.
 function M.callbacks()
-  local list = core.completed()
-  while list do
-    for _, future in ipairs(list) do note_failure(future) end
-    for i = 1, #list do call_back(list, i) end
-    list = core.completed()
-  end
+  while core.completed() do call_all() end
 end
 
 -- ---- lists ------------------------------------------------------------------------------------
