@@ -6,8 +6,8 @@
      __plua_save(object) -> value     what crosses in the object's place: one value, of any kind
                                       that can cross itself; it may hold tables, not the object
      __plua_load(value) -> object     makes the object anew on the other side; nil is an error
-   An error in a hook becomes the refusal of the value. No other metamethod runs: tables are read
-   and filled raw, whatever __index, __pairs or __metatable say.
+   An error in a hook becomes the refusal of the value, an interrupt there is raised. No other
+   metamethod runs: tables are read and filled raw, whatever __index, __pairs or __metatable say.
 
    Knows the registry. Does not know the bytes of a message. SPDX-License-Identifier: MIT */
 #include "codec.h"
